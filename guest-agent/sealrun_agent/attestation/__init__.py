@@ -1,0 +1,1 @@
+"""Evidence, the key broker client, and keys."""

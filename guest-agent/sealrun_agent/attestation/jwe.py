@@ -1,0 +1,85 @@
+"""JSON Web Encryption of KBS's answers: flattened form, opening only (kbs-protocol, 3.2 and 3.3).
+
+ECDH-ES+A256KW (RFC 7518, 4.6, empty apu and apv) and A256GCM. The received text of the protected
+header is authenticated as it is: to serialize it again would make another text of it.
+
+`cryptography` is imported where it is used: its import is felt in an emulated guest.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sealrun_agent.jose import (
+    CONTENT_ENCRYPTION,
+    CONTENT_KEY_BYTES,
+    KEY_AGREEMENT,
+    EphemeralKey,
+    JweInvalid,
+    agreed_content_key,
+    decode,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+
+class _Header(msgspec.Struct, frozen=True):
+    alg: str
+    enc: str
+    epk: EphemeralKey
+    apu: str = ""
+    apv: str = ""
+    zip: str = ""
+    crit: tuple[str, ...] = ()
+
+
+class _Jwe(msgspec.Struct, frozen=True):
+    protected: str
+    encrypted_key: str
+    iv: str
+    ciphertext: str
+    tag: str
+    aad: str = ""
+
+
+def open_jwe(text: bytes, key: "EllipticCurvePrivateKey") -> bytes:
+    """The plaintext. Raises JweInvalid."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        jwe = msgspec.json.decode(text, type=_Jwe)
+        header = msgspec.json.decode(decode(jwe.protected), type=_Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise JweInvalid(f"it is not a flattened JWE: {error}") from error
+    _check(jwe, header)
+    iv, tag = decode(jwe.iv), decode(jwe.tag)
+    if len(iv) != 12 or len(tag) != 16:
+        raise JweInvalid("its iv is not 12 bytes or its tag not 16 bytes long")
+    content_key = _content_key(header.epk, decode(jwe.encrypted_key), key)
+    try:
+        return AESGCM(content_key).decrypt(
+            iv, decode(jwe.ciphertext) + tag, jwe.protected.encode("ascii")
+        )
+    except InvalidTag as error:
+        raise JweInvalid("its authentication tag does not match") from error
+
+
+def _check(jwe: _Jwe, header: _Header) -> None:
+    if header.alg != KEY_AGREEMENT or header.enc != CONTENT_ENCRYPTION:
+        raise JweInvalid(
+            f"it is encrypted with {header.alg[:40]!a} and {header.enc[:40]!a},"
+            f" not {KEY_AGREEMENT} and {CONTENT_ENCRYPTION}"
+        )
+    if header.apu or header.apv or header.zip or header.crit or jwe.aad:
+        raise JweInvalid("it asks for members that KBS does not use")
+
+
+def _content_key(epk: EphemeralKey, encrypted_key: bytes, key: "EllipticCurvePrivateKey") -> bytes:
+    content_key = agreed_content_key(epk, encrypted_key, key)
+    if content_key is None:
+        raise JweInvalid("its key is not wrapped for this VM")
+    if len(content_key) != CONTENT_KEY_BYTES:
+        raise JweInvalid("its content key is not 32 bytes long")
+    return content_key

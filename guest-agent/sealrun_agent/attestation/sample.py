@@ -1,0 +1,19 @@
+"""Sample evidence: the form of evidence without its substance. It proves nothing.
+
+CoCo's `sample` TEE (kbs-protocol, 7), for development, demo and tests.
+"""
+
+import binascii
+
+
+class SampleAttester:
+    """Anybody can make the same. To be used only where the tenant's init-data asks for it."""
+
+    tee = "sample"
+
+    def evidence(self, report_data: bytes) -> dict[str, object]:
+        """{"svn", "report_data"}; the hash is not padded."""
+        return {
+            "svn": "1",
+            "report_data": binascii.b2a_base64(report_data, newline=False).decode(),
+        }

@@ -1,0 +1,1 @@
+"""The container in the guest: accepted spec, crun, processes."""

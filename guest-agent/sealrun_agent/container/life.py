@@ -1,0 +1,340 @@
+"""One container from request to removal: its states, its stdio, its first process.
+
+    CREATING --made--> CREATED --start--> STARTING --> RUNNING <--pause, resume--> PAUSED
+                          \\________________|____________/_______________________/--exit--> STOPPED
+
+State belongs to the loop's thread. What is slow (pull, crun, unmounting) is done by the container's
+own worker, one piece after the other, so that a delete waits for the create it cancelled.
+
+The exit is reported when the last byte of stdout and stderr has been sent, and never before the
+answer to the start.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from enum import Enum
+from typing import Final, NamedTuple
+
+from sealrun_protocol import messages
+from sealrun_protocol.errors import ErrorCode, Phase
+
+from sealrun_agent.container import bundle, spec
+from sealrun_agent.container.cgroup import Cgroup
+from sealrun_agent.container.execution import Executions
+from sealrun_agent.container.linux import accept_update
+from sealrun_agent.container.listing import list_processes
+from sealrun_agent.container.statistics import read_statistics
+from sealrun_agent.container.stdio import ConsoleSocket, Stdio
+from sealrun_agent.container.surroundings import DONE, Answer, Order, Success, Surroundings
+from sealrun_agent.container.worker import Worker
+from sealrun_agent.container.workload import may_execute, restrict
+from sealrun_agent.errors import AgentError, RunError, StartError
+from sealrun_agent.processes import Child
+
+_KILL: Final = 9
+_DEATH_SECONDS: Final = 30  # from SIGKILL to the status, on a loaded emulated machine
+
+
+class State(Enum):
+    """See the module's docstring."""
+
+    CREATING = "being created"
+    CREATED = "created"
+    STARTING = "being started"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class _Made(NamedTuple):
+    """What creating left in the guest. master: of the first process's terminal."""
+
+    bundle: bundle.Bundle
+    init: Child
+    master: int | None
+    image_digest: str
+
+
+class Container:
+    """Loop thread only, but for methods that say «worker»."""
+
+    def __init__(
+        self,
+        here: Surroundings,
+        request: messages.CreateContainer,
+        answer: Answer,
+        gone: Callable[[], None],
+    ) -> None:
+        """Begin to create. `gone` is called when nothing of the container is left, before `answer`
+        where creating failed. The request's stream ids are free to use."""
+        self._here, self._id, self._gone = here, request.container, gone
+        self._state = State.CREATING
+        self._unwanted = threading.Event()
+        self._made: _Made | None = None
+        self._left: _Made | None = None  # the same, as the worker knows it
+        self._forgotten = False
+        self._code: int | None = None
+        self._reported = False
+        self._cgroup = Cgroup.of(self._id)
+        self._oom = False
+        self.executions = Executions(here, self._id, self._cgroup)
+        self._stdio = Stdio(here.streams, here.events, here.post, request, self._report_exit)
+        self._worker = Worker(f"container-{self._id}", here.events.post, here.attempt)
+        self._worker.submit(
+            lambda: self._create(request), lambda result: self._created(result, answer)
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has a process."""
+        return self._made is not None and self._made.init.code is None
+
+    def start(self, answer: Answer) -> None:
+        """Let the program run."""
+        made = self._made
+        if self._state is not State.CREATED or made is None:
+            answer(self._wrong_state("start"))
+            return
+        self._state = State.STARTING
+
+        def started(error: AgentError | None) -> None:
+            self._state = State.CREATED if error else State.RUNNING
+            if self._code is not None:
+                self._state = State.STOPPED
+            answer(error or DONE)
+            self._report_exit()
+
+        self._worker.submit(lambda: self._here.crun.start(made.bundle), started)
+
+    def signal(self, number: int, answer: Answer, *, everyone: bool) -> None:
+        """Send a signal to the first process, or to everyone."""
+        made = self._made
+        if made is None or self._state is State.STOPPED:
+            answer(self._wrong_state("signal"))
+        elif everyone and number != _KILL:
+            self._worker.submit(
+                lambda: self._cgroup.signal_all(number), lambda error: answer(error or DONE)
+            )
+        else:  # without its first process, the pid namespace dies as a whole
+            answer(DONE if made.init.signal(number) else self._wrong_state("signal"))
+
+    def execute(self, request: messages.ExecProcess, answer: Answer) -> None:
+        """Run one more program."""
+        if not may_execute(self._here.tenant):
+            answer(RunError(ErrorCode.POLICY_DENIED, "[container] of the init-data allows no exec"))
+        elif self._state is State.RUNNING:
+            self.executions.begin(request, answer)
+        else:
+            answer(self._wrong_state("execute a program in"))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """The size of the first process's terminal; nothing where it has none."""
+        self._stdio.resize(rows, columns)
+
+    def pause(self, answer: Answer) -> None:
+        """Stop all processes, but for what kills them."""
+        self._switch(State.RUNNING, State.PAUSED, self._cgroup.freeze, "pause", answer)
+
+    def resume(self, answer: Answer) -> None:
+        """Let all processes go on."""
+        self._switch(State.PAUSED, State.RUNNING, self._cgroup.thaw, "resume", answer)
+
+    def update(self, resources: bytes, answer: Answer) -> None:
+        """Change limits. resources: JSON text of an OCI linux.resources."""
+
+        def update() -> Success:
+            made = self._existing()
+            limits = bundle.write_resources(made.bundle, accept_update(resources))
+            self._here.crun.update(made.bundle, limits)
+            return DONE
+
+        self._inspect("update", update, answer)
+
+    def list_processes(self, answer: Answer, *, show_commands: bool) -> None:
+        """Answer with a document; commands are left empty unless they may be shown."""
+        self._inspect(
+            "list the processes of",
+            lambda: Success(document=list_processes(self._cgroup, show_commands=show_commands)),
+            answer,
+        )
+
+    def read_statistics(self, answer: Answer) -> None:
+        """Answer with a document."""
+        self._inspect(
+            "read the statistics of",
+            lambda: Success(document=read_statistics(self._cgroup)),
+            answer,
+        )
+
+    def kill(self) -> None:
+        """Whatever it is doing."""
+        self._unwanted.set()
+        if self._made is not None:
+            self._made.init.signal(_KILL)
+
+    def delete(self, answer: Answer) -> None:
+        """Kill and remove. Answers success where another delete was first."""
+        self.kill()
+        self._here.tunnels.abandon(self._id)
+
+        def deleted(error: AgentError | None) -> None:
+            self._forget()
+            answer(error or DONE)
+
+        self._worker.submit(self._delete, deleted)
+
+    def _create(self, request: messages.CreateContainer) -> _Made:
+        """Worker."""
+        here, name = self._here, self._id
+        with ExitStack() as always, ExitStack() as undo:
+            always.callback(self._stdio.close_theirs)
+            accepted = spec.accept(request)
+            rootfs = here.images.prepare(self._order(request))
+            undo.callback(here.images.release, name)
+            if here.tenant is not None and rootfs.program is not None:
+                restricted = restrict(accepted.spec, rootfs.program, here.tenant)
+                accepted = accepted._replace(spec=restricted)
+            self._progress(Phase.START, "creating the container", 0, 0)
+            bundle.make_device_directory(accepted, rootfs.path)
+            bundle.set_network_sysctl(accepted.network_sysctl)
+            files = bundle.write_bundle(here.directory, name, accepted, rootfs.path)
+            undo.callback(bundle.remove_bundle, files)
+            undo.callback(self._delete_from_crun, files)
+            console = None
+            if request.terminal:
+                console = always.enter_context(ConsoleSocket(f"{here.directory}/.{request.id}"))
+            init = here.crun.create(
+                files,
+                accepted.spec.process.args[0],
+                self._stdio.theirs,
+                console.path if console else "",
+            )
+            undo.callback(init.wait, _DEATH_SECONDS)
+            undo.callback(init.signal, _KILL)
+            master = console.receive() if console else None
+            if master is not None:
+                undo.callback(os.close, master)
+            self._check_wanted()
+            undo.pop_all()
+        self._left = _Made(files, init, master, rootfs.image_digest)
+        return self._left
+
+    def _order(self, request: messages.CreateContainer) -> Order:
+        return Order(
+            self._id,
+            request.image,
+            request.insecure_registries,
+            self._here.tunnels.dialler(self._id),
+            self._progress,
+        )
+
+    def _created(self, result: _Made | AgentError, answer: Answer) -> None:
+        if isinstance(result, AgentError):
+            self._stdio.forget()
+            self._forget()
+            answer(result)
+            return
+        self._made = result
+        self._state = State.CREATED
+        answer(Success(image_digest=result.image_digest))
+        self._stdio.begin(result.master)
+        result.init.on_exit(self._exited)
+        if self._unwanted.is_set():
+            result.init.signal(_KILL)
+
+    def _delete(self) -> None:
+        """Worker, after everything else of this container."""
+        left, self._left = self._left, None
+        if left is None:
+            return
+        left.init.signal(_KILL)
+        left.init.wait(_DEATH_SECONDS)
+        with ExitStack() as stack:  # the later steps also where an earlier one fails
+            stack.callback(bundle.remove_bundle, left.bundle)
+            stack.callback(self._here.images.release, self._id)
+            self._here.crun.delete(left.bundle)
+
+    def _delete_from_crun(self, files: bundle.Bundle) -> None:
+        """Worker, after crun create failed or its container is not wanted: usually nothing."""
+        with suppress(StartError):
+            self._here.crun.delete(files)
+
+    def _exited(self) -> None:
+        assert self._made is not None
+        self._code = self._made.init.code
+        self._oom = self._cgroup.oom_kills() > 0
+        self._stdio.finish()
+        self._report_exit()
+
+    def _report_exit(self) -> None:
+        """As soon as everything that goes before it has been said."""
+        if self._code is None or self._reported or self._state is State.STARTING:
+            return
+        self._state = State.STOPPED
+        if self._stdio.open:
+            return
+        self._reported = True
+        self._post_exit(self._code)
+
+    def _forget(self) -> None:
+        """Nothing of it is left, except perhaps output that the host did not wait for."""
+        if self._forgotten:
+            return
+        self._forgotten = True
+        self.executions.abandon()
+        self._stdio.reset()
+        if self._made is not None and not self._reported:
+            self._reported = True
+            code = self._made.init.code
+            self._post_exit(128 + _KILL if code is None else code)
+        self._worker.stop()
+        self._gone()
+
+    def _post_exit(self, code: int) -> None:
+        self._here.post(messages.ProcessExited(container=self._id, code=code, oom=self._oom))
+
+    def _switch(
+        self, before: State, after: State, work: Callable[[], None], verb: str, answer: Answer
+    ) -> None:
+        """Into another state at once, so that nothing else begins, and back where it fails."""
+        if self._state is not before:
+            answer(self._wrong_state(verb))
+            return
+        self._state = after
+
+        def done(error: AgentError | None) -> None:
+            if error is not None and self._state is after:
+                self._state = before
+            answer(error or DONE)
+
+        self._worker.submit(work, done)
+
+    def _inspect(self, verb: str, work: Callable[[], Success], answer: Answer) -> None:
+        """Do what needs a container that has processes."""
+        if self._made is None or self._state is State.STOPPED:
+            answer(self._wrong_state(verb))
+        else:
+            self._worker.submit(work, answer)
+
+    def _existing(self) -> _Made:
+        """Worker. Raises RunError where it was deleted meanwhile."""
+        if self._left is None:
+            raise RunError(ErrorCode.WRONG_STATE, f"container {self._id} was deleted meanwhile")
+        return self._left
+
+    def _progress(self, phase: Phase, text: str, done: int, total: int) -> None:
+        """Worker. Raises RunError where the container is not wanted any more."""
+        self._check_wanted()
+        self._here.progress(self._id, phase, text, done, total)
+
+    def _check_wanted(self) -> None:
+        if self._unwanted.is_set():
+            raise RunError(ErrorCode.WRONG_STATE, f"container {self._id} was deleted meanwhile")
+
+    def _wrong_state(self, verb: str) -> RunError:
+        return RunError(
+            ErrorCode.WRONG_STATE,
+            f"cannot {verb} container {self._id}: it is {self._state.value}",
+        )

@@ -1,0 +1,77 @@
+"""What containers and their programs need of the sandbox around them, and give back to it."""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from sealrun_protocol import init_data
+from sealrun_protocol.errors import Phase
+
+from sealrun_agent.container.crun import Crun
+from sealrun_agent.container.worker import Attempt
+from sealrun_agent.container.workload import Program
+from sealrun_agent.dial import Dial
+from sealrun_agent.errors import AgentError
+from sealrun_agent.loop import Loop
+from sealrun_agent.streams import Post, Streams
+from sealrun_agent.tunnel import Tunnels
+
+
+class Success(NamedTuple):
+    """A request was carried out. Members as of messages.Done."""
+
+    image_digest: str = ""
+    document: bytes = b""
+
+
+DONE: Final = Success()
+
+Answer = Callable[[AgentError | Success], None]
+"""The reply to a request."""
+
+
+class Order(NamedTuple):
+    """What a container needs an image for. progress: (phase, text, done bytes, total bytes); it
+    raises AgentError where the container is not wanted any more. dial: for registry and broker."""
+
+    container: str
+    reference: str
+    insecure_registries: tuple[str, ...]
+    dial: Dial
+    progress: Callable[[Phase, str, int, int], None]
+
+
+class Rootfs(NamedTuple):
+    """A mounted root file system, and of the image that it was made from the manifest's digest and
+    the program; None where it is not an image's."""
+
+    path: str
+    image_digest: str
+    program: Program | None = None
+
+
+class Images(Protocol):
+    """Where root file systems come from. Called by workers."""
+
+    def prepare(self, order: Order) -> Rootfs:
+        """Pull, check and mount. Raises AgentError, and leaves nothing behind then."""
+
+    def release(self, container: str) -> None:
+        """Unmount and remove; nothing where it was not prepared. Raises AgentError."""
+
+
+class Surroundings(NamedTuple):
+    """What all containers of the sandbox share. directory: for bundles. tenant: what may run, None
+    where no tenant asked for protection.
+
+    progress: (container, phase, text, done bytes, total bytes), any thread."""
+
+    events: Loop
+    streams: Streams
+    tunnels: Tunnels
+    crun: Crun
+    images: Images
+    directory: str
+    post: Post
+    progress: Callable[[str, Phase, str, int, int], None]
+    attempt: Attempt
+    tenant: init_data.Container | None = None

@@ -1,0 +1,108 @@
+"""Which process may run, where a tenant asked for protection: the image's own.
+
+The host writes config.json, and with it the program, its arguments and its environment. A host that
+could choose `cat /key`, or set LD_PRELOAD, would need no key to read a sealed container. So, where
+there is an init-data, unless its [container] says `insecure_any_process`:
+
+- args: the image's entrypoint and command, or one of `commands`, whole;
+- env: the image's. The host may add variables that `environment` names, and TERM, HOSTNAME and
+  `container`, which engines always set; its PATH and HOME give way to the image's or the usual ones;
+- user and directory: the image's, whatever the host says;
+- mounts: where engines always mount something of the kernel's or empty, or a file that the host
+  prepares (names of hosts), and nowhere else: a mount can hide a file of the image;
+- later programs (exec): only with `allow_exec`.
+
+What the host chooses all the same (limits, capabilities, seccomp, host names) makes a container
+weaker or stops it, and does not read it.
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import msgspec
+from sealrun_protocol import init_data
+from sealrun_protocol.errors import ErrorCode
+
+from sealrun_agent.container.runtime_spec import Process, Spec, User
+from sealrun_agent.errors import StartError
+
+_ENGINES_OWN: Final = ("TERM", "HOSTNAME", "container")
+_GIVES_WAY: Final = ("PATH", "HOME")
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MOUNT_POINTS: Final = frozenset(
+    (
+        *("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"),
+        *("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"),
+        *("/tmp", "/run", "/var/tmp"),  # empty ones, for a root that is read only
+    )
+)
+
+
+class Program(NamedTuple):
+    """What an image says about its process. env: NAME=value. groups: additional ones."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def restrict(spec: Spec, program: Program, wishes: init_data.Container) -> Spec:
+    """The spec with the tenant's process. Raises StartError(POLICY_DENIED)."""
+    if wishes.insecure_any_process:
+        return spec
+    given = spec.process
+    if given.args not in (program.args, *wishes.commands):
+        raise _denied("process.args", f"{list(given.args)!a:.300} is not the image's own program")
+    for index, mount in enumerate(spec.mounts or ()):
+        if mount.destination not in _MOUNT_POINTS:
+            raise _denied(f"mounts[{index}]", f"nothing may be mounted at {mount.destination!a}")
+    process = msgspec.structs.replace(
+        given,
+        env=_environment(given, program, wishes.environment),
+        cwd=program.cwd,
+        user=User(
+            uid=program.uid,
+            gid=program.gid,
+            umask=given.user.umask,
+            additionalGids=program.groups or None,
+        ),
+    )
+    return msgspec.structs.replace(spec, process=process)
+
+
+def may_execute(tenant: init_data.Container | None) -> bool:
+    """Whether the host may run further programs in a container."""
+    return tenant is None or tenant.allow_exec or tenant.insecure_any_process
+
+
+def _environment(given: Process, program: Program, allowed: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(allowed)
+    variables = {"PATH": _PATH} | dict(_split(variable) for variable in program.env)
+    for index, variable in enumerate(given.env or ()):
+        name, value = _split(variable)
+        if any(_matches(pattern, name) for pattern in names):
+            variables[name] = value
+        elif name in _ENGINES_OWN:
+            variables.setdefault(name, value)
+        elif name not in _GIVES_WAY and variables.get(name) != value:
+            raise _denied(f"process.env[{index}]", f"the host may not set {name!a}")
+    return tuple(f"{name}={value}" for name, value in variables.items())
+
+
+def _split(variable: str) -> tuple[str, str]:
+    name, _, value = variable.partition("=")
+    return name, value
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _denied(path: str, why: str) -> StartError:
+    return StartError(
+        ErrorCode.POLICY_DENIED,
+        f"{path}: {why}, and [container] of the init-data does not allow it",
+    )

@@ -1,0 +1,1 @@
+"""The image service in the guest: pull, verify, decrypt, unpack."""

@@ -1,0 +1,115 @@
+"""The stages between a registry's bytes and a layer's tar, as generators of chunks.
+
+Each stage pulls from the one before it and promises two things: it holds a bounded number of bytes
+whatever the length of the stream, and what it promises of the whole stream it checks before it
+ends. So whoever reads a chain of stages to its end knows that all checks passed; whoever stops
+early knows nothing.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Generator
+from typing import Final
+
+from sealrun_protocol import limits
+from sealrun_protocol.errors import ErrorCode
+
+from sealrun_agent.errors import VerifyError
+
+CHUNK_BYTES: Final = 512 * limits.KIB
+Chunks = Generator[bytes, None, None]
+
+
+def verified(chunks: Chunks, digest: str, what: str) -> Chunks:
+    """Pass chunks on; at the end raise VerifyError(DIGEST_MISMATCH) unless their sha256 is `digest`."""
+    sha256 = hashlib.sha256()
+    for chunk in chunks:
+        sha256.update(chunk)
+        yield chunk
+    actual = f"sha256:{sha256.hexdigest()}"
+    if actual != digest:
+        raise VerifyError(ErrorCode.DIGEST_MISMATCH, f"{what} is {actual}, not {digest}")
+
+
+def bounded(chunks: Chunks, limit: int, what: str) -> Chunks:
+    """Pass at most `limit` bytes on. Raises VerifyError(LIMIT_EXCEEDED)."""
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > limit:
+            raise VerifyError(ErrorCode.LIMIT_EXCEEDED, f"{what} is longer than {limit} bytes")
+        yield chunk
+
+
+def decompressed(chunks: Chunks, compression: str, what: str) -> Chunks:
+    """The stages for "", "gzip" and "zstd". Raises VerifyError(LAYER_MALFORMED)."""
+    if compression == "gzip":
+        return _gunzipped(chunks, what)
+    if compression == "zstd":
+        return _unzstd(chunks, what)
+    return chunks
+
+
+def _gunzipped(chunks: Chunks, what: str) -> Chunks:
+    """RFC 1952: members one after the other. Zero bytes after a member are padding."""
+    member = zlib.decompressobj(31)
+    started = False
+    for chunk in chunks:
+        rest = chunk
+        more = False  # the last call filled its buffer, so zlib may hold output without input
+        while rest or more:
+            if member.eof:
+                rest = rest.lstrip(b"\0")
+                if not rest:
+                    break
+                member = zlib.decompressobj(31)
+            try:
+                out = member.decompress(rest, CHUNK_BYTES)
+            except zlib.error as error:
+                raise _malformed(what, f"gzip: {error}") from error
+            started = True
+            if out:
+                yield out
+            more = len(out) == CHUNK_BYTES and not member.eof
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+    if not (started and member.eof):
+        raise _malformed(what, "gzip: the stream ends early")
+
+
+class _Reader:
+    """The file-like object that zstandard reads from."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        chunk = self._rest or next(self._chunks, b"")
+        self._rest = chunk[size:]
+        return chunk[:size]
+
+
+def _unzstd(chunks: Chunks, what: str) -> Chunks:
+    """RFC 8878: frames one after the other. A frame that ends early is no error here: the tar that
+    ends early, or its digest, tells."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
+    source = _Reader(chunks)
+    with decompressor.stream_reader(
+        source,  # type: ignore[arg-type]  # it only calls read()
+        read_size=CHUNK_BYTES,
+        read_across_frames=True,
+    ) as reader:
+        while True:
+            try:
+                out = reader.read(CHUNK_BYTES)
+            except zstandard.ZstdError as error:
+                raise _malformed(what, f"zstd: {error}") from error
+            if not out:
+                break
+            yield out
+
+
+def _malformed(what: str, cause: str) -> VerifyError:
+    return VerifyError(ErrorCode.LAYER_MALFORMED, f"{what} cannot be decompressed: {cause}")

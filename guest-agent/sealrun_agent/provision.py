@@ -1,0 +1,142 @@
+"""What the service needs of a real VM: its TEE, its clock, and images from registries.
+
+Here the image room and the attestation room meet, which do not know each other: an image that is
+encrypted needs keys, keys need the tenant's broker, the broker wants evidence.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from sealrun_protocol.errors import ErrorCode, Phase
+from sealrun_protocol.init_data import InitData
+
+from sealrun_agent.attestation.attester import detect
+from sealrun_agent.container.surroundings import Order, Rootfs
+from sealrun_agent.container.workload import Program
+from sealrun_agent.errors import AgentError, AttestError, DecryptError
+from sealrun_agent.image.manifest import Defaults, ImageConfig
+from sealrun_agent.image.policy import ImagePolicy
+from sealrun_agent.image.store import Store
+from sealrun_agent.policy import NO_TEE, Policy
+from sealrun_agent.service import Machine
+
+_DIRECTORY: Final = "/run/sealrun"
+_UNUSABLE_TEE: Final = "unusable"  # in Hello: there is one, and this agent cannot speak for it
+
+
+def machine() -> Machine:
+    """The VM that this is. Never raises for a TEE that is there and cannot be used: the host is told
+    when it configures the sandbox, and nothing is obeyed then."""
+    tee, refusal = NO_TEE, None
+    try:
+        attester = detect()
+    except AttestError as error:
+        tee, refusal = _UNUSABLE_TEE, error
+    else:
+        if attester is not None:
+            tee = attester.tee
+            refusal = AttestError(
+                ErrorCode.TEE_UNAVAILABLE, f"cannot compare the init-data with the launch of {tee}"
+            )
+
+    def check_init_data(_init_data: InitData) -> None:
+        if refusal is not None:
+            raise refusal
+
+    return Machine(
+        tee=tee,
+        directory=_DIRECTORY,
+        check_init_data=check_init_data,
+        set_hostname=socket.sethostname,
+        set_clock=set_clock,
+        images=lambda policy: RegistryImages(policy, f"{_DIRECTORY}/images"),
+    )
+
+
+def set_clock(host_time: int) -> None:
+    """The host's time, but not before this file was built: a clock turned back would make expired
+    certificates valid again. host_time: nanoseconds since 1970."""
+    time.clock_settime_ns(time.CLOCK_REALTIME, max(host_time, os.stat(__file__).st_mtime_ns))
+
+
+class RegistryImages:
+    """Images of the host's choice, as far as the tenant allows it."""
+
+    def __init__(self, policy: Policy, directory: str) -> None:
+        """directory: on a file system that can be overlayfs's upper layer."""
+        self._policy = policy
+        self._store = Store(directory)
+
+    def prepare(self, order: Order) -> Rootfs:
+        """Pull, check, decrypt, unpack and mount. Raises AgentError."""
+        from sealrun_agent.image.pull import pull
+
+        wishes = self._policy.init_data.image
+        image = pull(
+            order.reference,
+            policy=ImagePolicy(
+                insecure_registries=self._policy.insecure_registries(order.insecure_registries),
+                ca_certificates=wishes.ca_certificates,
+                allowed=wishes.allowed,
+                insecure_unpinned_keys=wishes.insecure_unpinned_keys,
+            ),
+            dial=order.dial,
+            keys=partial(self._keys, order),
+            store=self._store,
+            progress=order.progress,
+        )
+        path = self._store.mount(image, order.container)
+        try:
+            return Rootfs(path, image.digest, _program(path, image.config))
+        except AgentError:
+            self._store.unmount(order.container)
+            raise
+
+    def release(self, container: str) -> None:
+        """Unmount and remove. Raises StartError."""
+        self._store.unmount(container)
+
+    def _keys(self, order: Order) -> Sequence[bytes]:
+        """The keys that the init-data names, from its broker, for evidence."""
+        init_data = self._policy.init_data
+        names = init_data.image.decryption_keys
+        if not names:
+            raise DecryptError(
+                ErrorCode.KEY_NOT_CONFIGURED,
+                f"image {order.reference} is encrypted, and the init-data names no key for it",
+            )
+        if init_data.broker is None:
+            raise AttestError(
+                ErrorCode.BROKER_NOT_CONFIGURED,
+                f"image {order.reference} is encrypted, and the init-data names no key broker",
+            )
+        from sealrun_agent.attestation.choice import choose
+        from sealrun_agent.attestation.kbs import KeyBroker
+
+        attester = choose(init_data)
+        order.progress(Phase.ATTEST, f"attesting to {init_data.broker.url}", 0, 0)
+        broker = KeyBroker(init_data.broker, attester, order.dial, init_data)
+        try:
+            return [broker.resource(name) for name in names]
+        finally:
+            broker.close()
+
+
+def _program(rootfs: str, config: ImageConfig) -> Program:
+    """What the image says about its process. Raises VerifyError."""
+    from sealrun_agent.image.user import find_user
+
+    said = config.config or Defaults()
+    ids = find_user(rootfs, said.user or "")
+    return Program(
+        args=(said.entrypoint or ()) + (said.cmd or ()),
+        env=said.env or (),
+        cwd=said.working_dir or "/",
+        uid=ids.uid,
+        gid=ids.gid,
+        groups=ids.groups,
+    )

@@ -1,0 +1,41 @@
+"""Every bound on what one side accepts of the other, one a line, with its unit and its reason."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# The channel
+MESSAGE_BYTES: Final = 8 * MIB  # one message: a config.json with Podman's seccomp profile is 60 KiB
+STREAM_CHUNK_BYTES: Final = 64 * KIB  # payload of one StreamData: a pipe's size
+STREAM_WINDOW_BYTES: Final = 1 * MIB  # unacknowledged bytes per stream and direction
+STREAMS: Final = 256  # open at once in a sandbox
+ERROR_TEXT_BYTES: Final = 1 * KIB  # one line for a person
+FILE_BYTES: Final = 256 * KIB  # one file that the host prepares (hosts, resolv.conf, hostname)
+HELLO_SECONDS: Final = 120  # boot to Hello, under emulation on a loaded machine
+
+# Init-data
+INIT_DATA_BYTES: Final = 1 * MIB  # TOML text, after decompression
+
+# The image
+MANIFEST_BYTES: Final = 4 * MIB  # the distribution specification's advice for registries
+IMAGE_CONFIG_BYTES: Final = 4 * MIB
+INDEX_ENTRIES: Final = 256
+INDEX_DEPTH: Final = 2  # an index may name an index once
+LAYERS: Final = 256
+LAYER_BLOB_BYTES: Final = 64 * 1024 * MIB  # as stored in the registry
+LAYER_TAR_BYTES: Final = 256 * 1024 * MIB  # decompressed
+ZSTD_WINDOW_BYTES: Final = 128 * MIB  # what zstd(1) takes without --long
+LAYER_ENTRIES: Final = 4_000_000
+PATH_BYTES: Final = 4096  # PATH_MAX
+XATTR_BYTES: Final = 64 * KIB  # XATTR_SIZE_MAX
+HTTP_REDIRECTS: Final = 5
+HTTP_HEADER_BYTES: Final = 64 * KIB
+HTTP_SECONDS: Final = 60  # without a byte from the peer
+HTTP_BYTES_PER_SECOND: Final = 1 * KIB  # less than that, while we wait, is a peer that holds us
+
+# The key broker
+BROKER_BODY_BYTES: Final = 2 * MIB  # Trustee's own payload limit
+BROKER_SECONDS: Final = 60  # one request and its whole answer, however slowly it drips
+BROKER_ATTEMPTS: Final = 2  # for one resource: as it is, and after a new handshake
+BROKER_DETAIL_CHARACTERS: Final = 200  # of its own words, in an error's text
