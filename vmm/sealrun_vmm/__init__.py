@@ -1,0 +1,1 @@
+"""Everything below «give me a VM with this spec»."""

@@ -1,0 +1,105 @@
+"""The calls of Cloud Hypervisor's REST interface that we make (its OpenAPI file, version 0.3.0).
+
+Of its status codes only success counts: which other one a failure gets has changed between releases.
+The body of a failure is a JSON array of texts, the chain of causes, outermost first.
+"""
+
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from sealrun_vmm import process
+from sealrun_vmm.cloud_hypervisor import http
+
+_ROOT: Final = "/api/v1/"
+_OK: Final = range(200, 300)
+
+
+class ApiError(Exception):
+    """A call that failed. The text ends a sentence that names Cloud Hypervisor as its subject."""
+
+
+class Ping(msgspec.Struct, frozen=True):
+    """What a VMM says of itself. version: "54.0.0"; features: as it was built."""
+
+    version: str
+    features: tuple[str, ...] = ()
+
+
+class Api:
+    """One VMM's interface. Each call may raise ApiError; how long it may take is the caller's."""
+
+    def __init__(self, endpoint: socket.socket) -> None:
+        self._connection = http.Connection(endpoint)
+        self._under_way = ""
+
+    @property
+    def under_way(self) -> str:
+        """The call that waits, or waited, for an answer."""
+        return self._under_way
+
+    def close(self) -> None:
+        """No call works any more."""
+        self._connection.close()
+
+    async def ping(self) -> Ping:
+        """Ask whether it is there."""
+        body = await self._call("GET", "vmm.ping")
+        try:
+            return msgspec.json.decode(body, type=Ping)
+        except msgspec.DecodeError as error:
+            raise ApiError("gave an answer to vmm.ping that cannot be read") from error
+
+    async def create(self, config: Mapping[str, object]) -> None:
+        """Give it the VmConfig. It is validated and kept; no VM exists yet."""
+        await self._call("PUT", "vm.create", config)
+
+    async def add_net(self, config: Mapping[str, object], tap: int) -> None:
+        """Add a NetConfig on an open tap device."""
+        await self._call("PUT", "vm.add-net", config, [tap])
+
+    async def boot(self) -> None:
+        """Start the VM."""
+        await self._call("PUT", "vm.boot")
+
+    async def pause(self) -> None:
+        """Stop all virtual CPUs."""
+        await self._call("PUT", "vm.pause")
+
+    async def resume(self) -> None:
+        """Let them run again."""
+        await self._call("PUT", "vm.resume")
+
+    async def shut_down(self) -> None:
+        """End the VM and the VMM."""
+        await self._call("PUT", "vmm.shutdown")
+
+    async def _call(
+        self,
+        method: str,
+        name: str,
+        argument: Mapping[str, object] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> bytes:
+        self._under_way = name
+        body = b"" if argument is None else msgspec.json.encode(argument)
+        try:
+            answer = await self._connection.request(method, _ROOT + name, body, descriptors)
+        except http.Garbled as error:
+            raise ApiError(f"gave no answer to {name}: {error}") from error
+        except OSError as error:
+            raise ApiError(f"gave no answer to {name}: {error.strerror}") from error
+        if answer.status not in _OK:
+            raise ApiError(f"refused {name}: {_chain(answer)}")
+        return answer.body
+
+
+def _chain(answer: http.Answer) -> str:
+    """The causes in one line; the outermost says only that the interface failed."""
+    try:
+        texts = msgspec.json.decode(answer.body, type=list[str])
+    except msgspec.DecodeError:
+        texts = []
+    return process.printable(": ".join(texts[1:] or texts)) or f"status {answer.status}"

@@ -1,0 +1,95 @@
+"""VmSpec to what Cloud Hypervisor is given: pure, and compared with golden files.
+
+Every choice of devices and protections stands here. Names without a directory lie in the sandbox's
+state directory, the VMM's working directory; they are written with one, "./", because Landlock
+rules are derived from what stands before the last slash.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sealrun_protocol.messages import CHANNEL_VSOCK_PORT
+
+from sealrun_vmm.errors import SpecRefused
+from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
+
+VSOCK: Final = "vsock.sock"
+GUEST_SOCKET: Final = f"{VSOCK}_{CHANNEL_VSOCK_PORT}"  # where the VMM connects the agent to
+GUEST_CID: Final = 3  # the first one that is not reserved; it names the guest to itself only
+
+_MIB: Final = 1 << 20
+
+
+def command(binary: str, api: int, events: int) -> list[str]:
+    """The VMM's command line. api, events: the descriptors of its listening socket and its pipe."""
+    words = [binary, "--api-socket", f"fd={api}", "--event-monitor", f"fd={events}"]
+    # Not --landlock: that is refused unless the whole VM is described on the command line.
+    return [*words, "--seccomp", "true"]
+
+
+def vm_config(spec: VmSpec) -> dict[str, Any]:
+    """The VmConfig of vm.create, without network devices: their open taps come by vm.add-net.
+
+    Raises SpecRefused for what this driver cannot do."""
+    if spec.tee is not Tee.NONE:
+        raise SpecRefused(f"the cloud-hypervisor driver cannot start a VM with {spec.tee} yet")
+    if spec.accelerator is not Accelerator.KVM:
+        raise SpecRefused(
+            f"cannot run a VM with {spec.accelerator} in Cloud Hypervisor, which knows only kvm",
+            remedy="set vm.driver to qemu in sealrun.toml",
+        )
+    config: dict[str, Any] = {
+        "cpus": {"boot_vcpus": spec.cpus, "max_vcpus": spec.cpus, "nested": False},
+        # virtiofsd maps the guest's memory
+        "memory": {"size": spec.memory_mib * _MIB, "shared": bool(spec.shares)},
+        "payload": {
+            "kernel": spec.kernel,
+            "initramfs": spec.initrd,
+            "cmdline": spec.cmdline,
+        },
+        "rng": {"src": "/dev/urandom"},
+        "console": {"mode": "Off"},
+        # To standard output, which the driver copies to the console's file and bounds. A file of the
+        # VMM's own would be emptied when a guest that panicked is booted anew.
+        "serial": {"mode": "Tty"},
+        "vsock": {"id": "channel", "cid": GUEST_CID, "socket": f"./{VSOCK}"},
+        # From vm.create on, for the thread that asks for it and all that it starts: those that run
+        # the guest and its devices. The one that reads our requests stays as it is.
+        "landlock_enable": spec.landlock,
+    }
+    if spec.disks:
+        config["disks"] = _numbered(_disk, spec.disks)
+    if spec.shares:
+        config["fs"] = _numbered(_share, spec.shares)
+    return config
+
+
+def net_config(index: int, nic: Nic) -> dict[str, Any]:
+    """The NetConfig of vm.add-net for a tap whose descriptor goes with the call."""
+    return {"id": f"nic{index}", "mac": nic.mac, "mtu": nic.mtu}
+
+
+def _numbered(render: Any, devices: Sequence[Any]) -> list[dict[str, Any]]:
+    return [render(index, device) for index, device in enumerate(devices)]
+
+
+def _disk(index: int, disk: Disk) -> dict[str, Any]:
+    return {
+        "id": f"disk{index}",
+        "path": disk.path,
+        "readonly": disk.readonly,
+        "serial": disk.serial,
+        # Stated, because a format that is guessed is one that the guest can write.
+        "image_type": "Raw",
+    }
+
+
+def _share(index: int, share: Share) -> dict[str, Any]:
+    return {
+        "id": f"share{index}",
+        "tag": share.tag,
+        "socket": share.socket if os.path.isabs(share.socket) else f"./{share.socket}",
+        "num_queues": 1,
+        "queue_size": 1024,
+    }

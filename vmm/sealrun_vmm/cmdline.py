@@ -1,0 +1,21 @@
+"""The guest kernel's command line. The runtime puts it into VmSpec.cmdline, so it is measured."""
+
+from sealrun_vmm.spec import Accelerator
+
+_ALWAYS = (
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",  # reset at once; the VMM ends on a reset
+    "random.trust_cpu=on",  # in a TEE the CPU is trusted, and else the host sees everything anyway
+    "8250.nr_uarts=1",  # probing three serial ports that are not there
+)
+_EMULATED = (
+    "tsc=reliable",  # else the kernel, seeing jitter, takes the HPET: a VM exit per clock reading
+    "no_timer_check",
+    "cryptomgr.notests",  # 0.5 s of self-tests of the kernel's ciphers
+)
+
+
+def base(accelerator: Accelerator) -> str:
+    """The words that every guest gets."""
+    return " ".join(_ALWAYS + (_EMULATED if accelerator is Accelerator.TCG else ()))

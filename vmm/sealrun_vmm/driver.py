@@ -1,0 +1,62 @@
+"""What every VMM driver offers, and the lazy look-up of a driver by name.
+
+Drivers do not know each other, and nobody imports a driver's folder but `load`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from typing import Protocol
+
+from sealrun_vmm.spec import VmSpec
+
+
+class DriverName(StrEnum):
+    """The VMMs, as `vmm.driver` in sealrun.toml names them; each is a folder of this package."""
+
+    QEMU = "qemu"
+    CLOUD_HYPERVISOR = "cloud-hypervisor"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineExit:
+    """How a VM ended. `orderly`: the guest powered off, or it was stopped on request."""
+
+    orderly: bool
+    reason: str
+
+
+class Machine(Protocol):
+    """A VM that was launched. Its VMM process dies with the process that launched it."""
+
+    @property
+    def pid(self) -> int:
+        """The VMM's process id."""
+
+    async def wait(self) -> MachineExit:
+        """Return when the VM is gone, whatever ended it. May be awaited any number of times."""
+
+    async def stop(self) -> None:
+        """End the VM now; returns when the VMM process is gone and reaped. Idempotent."""
+
+
+class Driver(Protocol):
+    """One VMM."""
+
+    def check(self, spec: VmSpec) -> None:
+        """Raise HostUnfit or SpecRefused where this host or VMM cannot boot `spec`."""
+
+    async def launch(self, spec: VmSpec, directory: str) -> Machine:
+        """Start the VMM with `directory` (the sandbox's state directory) as its working directory.
+
+        Returns as soon as the process runs; that the guest is up is said by its Hello.
+        Raises HostUnfit, SpecRefused, LaunchFailed."""
+
+
+def load(name: DriverName, binary: str = "") -> Driver:
+    """The driver called `name`, for the VMM at the path `binary` (empty: the system's own).
+
+    Its module is imported only now."""
+    module = import_module(f"sealrun_vmm.{name.value.replace('-', '_')}.driver")
+    driver: Driver = module.driver(binary)
+    return driver

@@ -1,0 +1,29 @@
+"""What can go wrong below «give me a VM with this spec».
+
+    VmmError
+    ├── HostUnfit      this machine lacks something (a binary, a device, a version); names it
+    ├── SpecRefused    the driver cannot honour the VmSpec; nothing was started
+    └── LaunchFailed   the VMM did not start, or died during the start; carries its last words
+
+Texts are lower case, without a full stop: "cannot start qemu: …"; `remedy` says what to do.
+"""
+
+
+class VmmError(Exception):
+    """Base of all errors of this package."""
+
+    def __init__(self, text: str, *, remedy: str = "") -> None:
+        super().__init__(text)
+        self.remedy = remedy
+
+
+class HostUnfit(VmmError):
+    """The host lacks what the spec needs."""
+
+
+class SpecRefused(VmmError):
+    """The spec asks for something that this driver cannot do."""
+
+
+class LaunchFailed(VmmError):
+    """The VMM process could not be started, or ended before the VM ran."""

@@ -1,0 +1,45 @@
+"""What every driver knows of the guest: what its image takes to boot, and what it said at its end."""
+
+import os
+from typing import Final
+
+from sealrun_vmm import process
+from sealrun_vmm.errors import HostUnfit, SpecRefused
+from sealrun_vmm.spec import VmSpec
+
+_KERNEL_MIB: Final = 92  # measured: 176 MiB boots with an initrd of 42 MiB, 168 does not
+_CONSOLE_TAIL_BYTES: Final = 16 << 10
+_FAILURES: Final = (
+    "sealrun-agent: boot failed: ",
+    "sealrun-agent: failed: ",
+    "Kernel panic - not syncing: ",
+)
+
+
+def check(spec: VmSpec) -> None:
+    """Raise HostUnfit where the image cannot be read, SpecRefused where it gets too little memory."""
+    for what, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
+        if not os.access(path, os.R_OK):
+            raise HostUnfit(f"cannot read the guest's {what} {path}", remedy="run install.sh")
+    needed = least_memory_mib(spec)
+    if spec.memory_mib < needed:
+        raise SpecRefused(
+            f"cannot boot this guest image in {spec.memory_mib} MiB: it needs {needed} MiB",
+            remedy="raise vm.memory in sealrun.toml or io.sealrun.memory",
+        )
+
+
+def least_memory_mib(spec: VmSpec) -> int:
+    """What the guest image takes to boot: for a moment the initrd is there twice. With less, the
+    kernel panics for reasons that nobody would guess."""
+    return 2 * os.path.getsize(spec.initrd) // 2**20 + _KERNEL_MIB
+
+
+def failure(console: str) -> str | None:
+    """What the guest's kernel or agent said on the console before it gave up, if it did."""
+    for line in reversed(process.tail(console, _CONSOLE_TAIL_BYTES)):
+        for mark in _FAILURES:
+            _, found, words = line.partition(mark)
+            if found:
+                return mark + words
+    return None

@@ -1,0 +1,40 @@
+"""Whether this host can run a VM by hardware.
+
+The device node alone says nothing: software implementations of KVM exist on which a stock kernel
+does not boot, and they show neither vmx nor svm.
+"""
+
+import fcntl
+import os
+import re
+
+from sealrun_vmm.spec import Accelerator
+
+_KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
+_API_VERSION = 12
+_FLAG = re.compile(r"^flags\s*:.*\b(?:vmx|svm)\b", re.M)
+
+
+def obstacle(device: str = "/dev/kvm", cpuinfo: str = "/proc/cpuinfo") -> str | None:
+    """Why KVM cannot be used here, as the end of a sentence; None where it can."""
+    try:
+        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return f"{device}: {error.strerror}"
+    try:
+        version = fcntl.ioctl(descriptor, _KVM_GET_API_VERSION)
+    except OSError as error:
+        return f"{device} is no KVM device: {error.strerror}"
+    finally:
+        os.close(descriptor)
+    if version != _API_VERSION:
+        return f"{device} speaks version {version} of KVM's interface, not {_API_VERSION}"
+    with open(cpuinfo, encoding="utf-8", errors="replace") as stream:
+        if not _FLAG.search(stream.read()):
+            return "the CPU shows neither vmx nor svm"
+    return None
+
+
+def choose_accelerator() -> Accelerator:
+    """What `accelerator = auto` means on this host."""
+    return Accelerator.TCG if obstacle() else Accelerator.KVM

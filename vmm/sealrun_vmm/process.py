@@ -1,0 +1,122 @@
+"""A VMM process: started with nothing of its parent's but what it is given, noticed when it dies.
+
+It gets its own session, /dev/null as stdin, bounded logs as stdout and stderr, no other descriptors
+but those named, and a SIGKILL from the kernel when the thread that started it ends. That must
+therefore be the main thread of the process that owns the VM.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+
+from sealrun_vmm.errors import LaunchFailed
+from sealrun_vmm.log import CappedLog
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LOG_TAIL_BYTES = 4096
+_TEXT_CHARACTERS = 300
+
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+class VmmProcess:
+    """A running VMM. Must be created with a running event loop, which watches it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", logs: Sequence[CappedLog] = ()) -> None:
+        self._process, self._logs = process, logs
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._pidfd = os.pidfd_open(process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """The exit status once the process is gone and reaped; -n where signal n ended it.
+
+        The logs are complete by then."""
+        return await asyncio.shield(self._ended)
+
+    async def kill(self) -> None:
+        """End it now; returns when it is reaped. Idempotent."""
+        if not self._ended.done():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await self.wait()
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        for log in self._logs:
+            log.finish()
+        self._ended.set_result(self._process.wait())
+
+
+def spawn(
+    command: Sequence[str],
+    directory: str,
+    *,
+    output: str,
+    errors: str,
+    descriptors: Sequence[int] = (),
+) -> VmmProcess:
+    """Start `command` in `directory`, with what it writes in the files `output` and `errors` there.
+
+    Raises LaunchFailed where the program cannot be executed or a log cannot be written."""
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before the kernel was asked
+            os._exit(1)
+
+    logs: list[CappedLog] = []
+    try:
+        for name in (output, errors):
+            logs.append(CappedLog(os.path.join(directory, name)))  # noqa: PERF401 - kept on failure
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=logs[0].writer,
+            stderr=logs[1].writer,
+            pass_fds=tuple(descriptors),
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - two system calls, no Python locks
+        )
+    except OSError as error:
+        for log in logs:
+            log.finish()
+        raise LaunchFailed(f"cannot start {command[0]}: {error.strerror}") from error
+    finally:
+        for log in logs:
+            log.handed_over()
+    return VmmProcess(process, logs)
+
+
+def last_line(path: str) -> str:
+    """The last line with text in the log at `path`, made fit for a message; empty without one."""
+    return printable(next(reversed(tail(path)), ""))
+
+
+def tail(path: str, size: int = _LOG_TAIL_BYTES) -> list[str]:
+    """The lines with text in the last `size` bytes of `path`; none where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - size))
+            data = stream.read(size)
+    except OSError:
+        return []
+    lines = data.decode("utf-8", "replace").splitlines()
+    return [printable(line) for line in lines if line.strip()]
+
+
+def printable(text: str) -> str:
+    """One bounded line without control characters: a guest may have written it, and a terminal may
+    show it."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(shown.split())[:_TEXT_CHARACTERS]

@@ -1,0 +1,1 @@
+"""QEMU as the VMM."""

@@ -1,0 +1,80 @@
+"""`VmSpec`: the complete, immutable description of one micro-VM.
+
+`Config + ContainerSpec -> VmSpec` is one pure function in the runtime; a driver renders a VmSpec to
+argv or JSON, measurement renders the same value to a digest. What is booted and what is measured
+cannot drift.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Accelerator(StrEnum):
+    """Who executes the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Tee(StrEnum):
+    """What protects the VM's memory and CPU state from the host."""
+
+    NONE = "none"
+    SNP = "snp"
+    TDX = "tdx"
+    TPM = "tpm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A virtio-blk disk backed by the raw image `path`; `serial` names it in the guest."""
+
+    path: str
+    serial: str
+    readonly: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """A virtio-net device on the tap device whose open file the driver passes to the VMM."""
+
+    tap_fd: int
+    mac: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A virtio-fs device: `socket` is where virtiofsd listens, `tag` its name in the guest."""
+
+    socket: str
+    tag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmSpec:
+    """One VM. All paths are absolute, but for `channel`, `console` and sockets, which are names in
+    the sandbox's state directory (the VMM's working directory): a unix socket's path is short.
+
+    cpus: virtual CPUs, >= 1. memory_mib: RAM in MiB.
+    channel: the unix socket on which the shim's ZeroMQ ROUTER listens before the VM starts.
+    console: file that receives the serial console, kept for post-mortem.
+    landlock: a VMM that can confine itself to its own files by Landlock must.
+    host_data: 32 (SNP) or 48 (TDX) bytes bound into the launch; the digest of the init-data.
+    """
+
+    name: str
+    accelerator: Accelerator
+    cpus: int
+    memory_mib: int
+    kernel: str
+    initrd: str
+    cmdline: str
+    channel: str = "channel.sock"
+    console: str = "console.log"
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    shares: tuple[Share, ...] = ()
+    landlock: bool = True
+    tee: Tee = Tee.NONE
+    host_data: bytes = b""
