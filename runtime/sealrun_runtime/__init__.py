@@ -1,0 +1,1 @@
+"""Host side of sealrun: what Podman, CRI-O and containerd call."""

@@ -1,0 +1,177 @@
+"""The bundle: config.json (runtime-spec "Configuration") read, checked, and reduced to what the host
+acts upon.
+
+An error names the place as a JSON path: `$.process.args: …`. The types in oci_config.py say what a
+value must look like; what several of them must be together is checked here.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from sealrun_runtime.errors import InvalidRequest, cause
+from sealrun_runtime.oci_config import (
+    JSON_LIMITS,
+    Document,
+    Hook,
+    Hooks,
+    Linux,
+    Mount,
+    Namespace,
+    Process,
+    Resources,
+)
+
+CONFIG_FILE: Final = "config.json"
+CONFIG_BYTES: Final = 4 << 20  # Podman's with its seccomp profile has 60 KiB
+
+
+class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A container as the engine asks for it. All paths are absolute.
+
+    rootfs: need not exist where the image comes from a registry.
+    rows, columns: the size that the terminal starts with, 0 where it is not said.
+    hooks: those that the host runs, and those that belong to the guest.
+    cgroups_path: as in config.json, empty where the engine gave none.
+    """
+
+    bundle: str
+    oci_version: str
+    rootfs: str
+    rootfs_readonly: bool = False
+    args: tuple[str, ...]
+    terminal: bool
+    rows: int = 0
+    columns: int = 0
+    hostname: str
+    domainname: str = ""
+    mounts: tuple[Mount, ...]
+    hooks: Hooks = Hooks()
+    annotations: dict[str, str]
+    namespaces: tuple[Namespace, ...]
+    cgroups_path: str
+
+
+def read(bundle: str) -> tuple[ContainerSpec, bytes]:
+    """The container in the directory `bundle`, and the very bytes of its config.json.
+
+    Raises InvalidRequest."""
+    bundle = os.path.abspath(bundle)
+    path = os.path.join(bundle, CONFIG_FILE)
+    content = read_file(path)
+    try:
+        return parse(content, bundle), content
+    except InvalidRequest as error:
+        raise InvalidRequest(f"cannot read {path}: {error.text}") from error
+
+
+def read_file(path: str) -> bytes:
+    """A JSON file that the caller names. Raises InvalidRequest."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(CONFIG_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {cause(error)}") from error
+    if len(content) > CONFIG_BYTES:
+        raise InvalidRequest(f"cannot read {path}: it is larger than {CONFIG_BYTES} bytes")
+    return content
+
+
+def parse(content: bytes, bundle: str) -> ContainerSpec:
+    """The container of a config.json that lies in the absolute path `bundle`.
+
+    Raises InvalidRequest."""
+    try:
+        document = msgspec.json.decode(content, type=Document)
+    except JSON_LIMITS as error:
+        raise InvalidRequest(explain(error)) from error
+    process, linux = document.process, document.linux or Linux()
+    _check_process(process, "$.process")
+    annotations = document.annotations or {}
+    if "" in annotations:
+        raise InvalidRequest("$.annotations: an empty key")
+    for index, mount in enumerate(document.mounts or ()):
+        if mount.uid_mappings or mount.gid_mappings:
+            raise InvalidRequest(f"$.mounts[{index}]: idmapped mounts are not supported")
+    _check_linux(linux)
+    return ContainerSpec(
+        bundle=bundle,
+        oci_version=document.oci_version,
+        rootfs=os.path.normpath(os.path.join(bundle, document.root.path)),
+        rootfs_readonly=document.root.readonly,
+        args=process.args,
+        terminal=process.terminal,
+        rows=process.console_size.height if process.console_size else 0,
+        columns=process.console_size.width if process.console_size else 0,
+        hostname=document.hostname,
+        domainname=document.domainname,
+        mounts=document.mounts or (),
+        hooks=document.hooks or Hooks(),
+        annotations=annotations,
+        namespaces=linux.namespaces or (),
+        cgroups_path=linux.cgroups_path,
+    )
+
+
+def parse_process(content: bytes) -> Process:
+    """A `process` object that stands for itself, as exec is given it. Raises InvalidRequest."""
+    try:
+        process = msgspec.json.decode(content, type=Process)
+    except JSON_LIMITS as error:
+        raise InvalidRequest(explain(error)) from error
+    _check_process(process, "$")
+    return process
+
+
+def check_resources(content: bytes) -> None:
+    """A `linux.resources` object, as update is given it. Raises InvalidRequest."""
+    try:
+        msgspec.json.decode(content, type=Resources)
+    except JSON_LIMITS as error:
+        raise InvalidRequest(explain(error)) from error
+
+
+def poststop(container: ContainerSpec) -> tuple[Hook, ...]:
+    """The hooks that `delete` runs."""
+    return container.hooks.poststop or ()
+
+
+def _check_process(process: Process, where: str) -> None:
+    """The specification: "If rlimits contains duplicated entries with same type, the runtime MUST
+    generate an error"."""
+    limits = process.rlimits or ()
+    _refuse_twice((one.type for one in limits), f"{where}.rlimits", "limit of type")
+    for index, limit in enumerate(limits):
+        if limit.soft > limit.hard:
+            raise InvalidRequest(f"{where}.rlimits[{index}]: soft is above hard")
+    if not process.args[0]:
+        raise InvalidRequest(f"{where}.args[0]: it is empty")
+
+
+def _check_linux(linux: Linux) -> None:
+    """The specification: "If a namespaces field contains duplicated namespaces with same type, the
+    runtime MUST generate an error", and the same of devices and their paths."""
+    namespaces = linux.namespaces or ()
+    _refuse_twice((one.type for one in namespaces), "$.linux.namespaces", "namespace of type")
+    for index, namespace in enumerate(namespaces):
+        if namespace.path and not namespace.path.startswith("/"):
+            raise InvalidRequest(f"$.linux.namespaces[{index}].path: it is not an absolute path")
+    devices = linux.devices or ()
+    _refuse_twice((os.path.normpath(one.path) for one in devices), "$.linux.devices", "device at")
+
+
+def _refuse_twice(values: Iterable[str], where: str, what: str) -> None:
+    seen = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            raise InvalidRequest(f"{where}[{index}]: a second {what} {value}")
+        seen.add(value)
+
+
+def explain(error: Exception) -> str:
+    """msgspec's text, place first: `$.process.args: expected array, got str`."""
+    text, _, where = str(error).partition(" - at `")
+    text = text[:1].lower() + text[1:]
+    return f"{where.rstrip('`')}: {text}" if where else text

@@ -1,0 +1,74 @@
+"""`sealrun delete [--force] ID`: remove a stopped container; with --force, any.
+
+Idempotent: an id that is not known is deleted already (status 0, no output), since engines delete
+after failed creates and twice after each other (docs/decisions.md). `--force` never needs a shim:
+what the state directory records is enough.
+"""
+
+from sealrun_runtime import client, leftovers, store
+from sealrun_runtime.arguments import Invocation, container_id, parse
+from sealrun_runtime.errors import (
+    KIND_WRONG_STATE,
+    HostError,
+    NotFound,
+    Reported,
+    WrongState,
+)
+
+USAGE = "delete [--force] ID"
+
+OPTIONS = {"force": "force", "f": "force"}
+PATIENCE = 5.0  # seconds for a shim that said ok to be gone
+
+
+def run(invocation: Invocation, arguments: list[str]) -> int:
+    """Ask the shim, where there is one, to end everything; then remove what is left."""
+    parsed = parse(arguments, OPTIONS)
+    container = container_id("delete", parsed)
+    try:
+        directory = store.open_container(invocation.root, container)
+    except NotFound:
+        return 0
+    delete(invocation, directory, force=parsed.flag("force"))
+    return 0
+
+
+def delete(invocation: Invocation, directory: store.Directory, *, force: bool) -> None:
+    """Raises WrongState where the container runs and `force` is not given, Reported, HostError."""
+    patience = 0.0
+    try:
+        client.ask(directory, "delete", directory.container, "1" if force else "0")
+        patience = PATIENCE
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        # No shim lives: any more, or yet, where `create` has only begun.
+        if not force and _status(directory) == "creating":
+            raise _not_stopped(directory) from error
+    except Reported as error:
+        if error.kind == KIND_WRONG_STATE and not force:
+            raise _not_stopped(directory) from error
+        if not force:
+            raise
+    except HostError:
+        if not force:
+            raise
+    remove(invocation, directory, patience=patience)
+
+
+def remove(invocation: Invocation, directory: store.Directory, *, patience: float) -> None:
+    """Leave nothing of the container, then run its poststop hooks (runtime-spec, "Lifecycle", step
+    13: a hook that fails is a warning). Raises HostError."""
+    hooks = directory.read(store.POSTSTOP)
+    document = directory.read(store.STATE) if hooks else b""
+    if leftovers.remove(directory, patience=patience) and hooks:
+        from sealrun_runtime.hooks import run_poststop
+
+        run_poststop(invocation, hooks, store.as_stopped(document))
+
+
+def _status(directory: store.Directory) -> str:
+    return store.status_of(directory.read(store.STATE))
+
+
+def _not_stopped(directory: store.Directory) -> WrongState:
+    text = f"cannot delete container {directory.container} that is not stopped"
+    return WrongState(f"{text}: {_status(directory)}", remedy="use --force")

@@ -1,0 +1,39 @@
+"""`sealrun start ID`: let the created container's program run."""
+
+from sealrun_runtime import client, store
+from sealrun_runtime.arguments import Invocation, container_id, parse
+from sealrun_runtime.errors import (
+    ALREADY_RUNNING,
+    ALREADY_STOPPED,
+    KIND_WRONG_STATE,
+    Reported,
+    WrongState,
+)
+
+USAGE = "start ID"
+
+ANSWER_SECONDS = 150.0  # the guest's crun starts the program, under emulation on a loaded machine
+
+
+def run(invocation: Invocation, arguments: list[str]) -> int:
+    """One round trip to the shim."""
+    container = container_id("start", parse(arguments, {}))
+    start(store.open_container(invocation.root, container))
+    return 0
+
+
+def start(directory: store.Directory) -> None:
+    """Raises WrongState where the container is not `created`, Reported."""
+    try:
+        client.ask(directory, "start", directory.container, seconds=ANSWER_SECONDS)
+    except (ConnectionRefusedError, FileNotFoundError):
+        raise WrongState(ALREADY_STOPPED) from None
+    except Reported as error:
+        if error.kind != KIND_WRONG_STATE:
+            raise
+        status = store.status_of(directory.read(store.STATE))
+        if status == "running":
+            raise WrongState(ALREADY_RUNNING) from error
+        if status == "stopped":
+            raise WrongState(ALREADY_STOPPED) from error
+        raise

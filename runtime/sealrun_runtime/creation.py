@@ -1,0 +1,236 @@
+"""What `create` and `run` share: from the command line to a container in the state "created".
+
+Everything that can be refused is refused before anything is made. From then on, whatever goes wrong,
+a signal too, leaves nothing behind: processes, cgroups, directory.
+"""
+
+import array
+import os
+import sys
+from typing import Final, NamedTuple, Self
+
+from sealrun_runtime import (
+    bundle,
+    config,
+    hooks,
+    image_reference,
+    installation,
+    leftovers,
+    pid_file,
+    shim_process,
+    store,
+)
+from sealrun_runtime import handover as handing
+from sealrun_runtime import stand_in as standing
+from sealrun_runtime.arguments import Invocation
+from sealrun_runtime.client import Connection
+from sealrun_runtime.commands import delete
+from sealrun_runtime.errors import (
+    HOST_KINDS,
+    HostError,
+    InvalidRequest,
+    Reported,
+    SealrunError,
+    cause,
+    one_line,
+)
+from sealrun_runtime.interruption import hold_back, interruptible
+from sealrun_runtime.log import Log
+from sealrun_runtime.terminal import Size, Terminal, own_size
+
+PATIENCE: Final = 10.0  # seconds for a shim whose create was called off to take its sandbox down
+
+
+class Prepared(NamedTuple):
+    """What the command line asked for, read and found valid; nothing was made yet."""
+
+    handover: handing.Handover
+    oci_config: bytes
+
+
+class Created(NamedTuple):
+    """A container in the state "created"; its stand-in is a child of this process. terminal: where
+    it has one, and no engine took the master."""
+
+    directory: store.Directory
+    stand_in: int
+    terminal: Terminal | None
+
+
+def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prepared:
+    """Read the bundle, the settings and the image's name. Raises InvalidRequest, ConfigError,
+    HostError."""
+    store.check_id(container_id)
+    if os.geteuid() != 0:
+        raise HostError("rootless containers are not supported yet", remedy="run as root")
+    container, oci_config = bundle.read(bundle_path)
+    stored = image_reference.stored_image(container)
+    image_reference.refuse_annotations_of_image(container, stored)
+    settings = config.build(config.resolve(config.files(), container.annotations))
+    init_data, shared_root = _init_data(container.annotations)
+    image = image_reference.choose(
+        container, stored, settings.image.source, shared_root=shared_root
+    )
+    handover = handing.Handover(
+        id=container_id,
+        container=container,
+        image=image.reference,
+        image_source=image.source,
+        init_data=init_data,
+        guest_image=settings.guest.image or installation.guest_image(),
+        config=settings,
+        debug=invocation.debug,
+    )
+    return Prepared(handover, oci_config)
+
+
+def create(
+    invocation: Invocation, prepared: Prepared, pid_path: str, console_socket: str = ""
+) -> Created:
+    """Make the container. On success the pid file, where one is wanted, is written last.
+
+    console_socket: where the master of the container's terminal goes; without one the caller gets
+    it. Raises SealrunError; then nothing is left of the container."""
+    directory = store.make_container(os.path.abspath(invocation.root), prepared.handover.id)
+    try:
+        with interruptible(), _Attempt(invocation, directory, prepared) as attempt:
+            attempt.make(console_socket)
+            if pid_path:
+                pid_file.write(pid_path, attempt.stand_in)
+            hold_back()
+    except OSError as error:
+        raise HostError(f"cannot create the container: {cause(error)}") from error
+    return Created(directory, attempt.stand_in, attempt.terminal)
+
+
+class _Attempt:
+    """A creation under way: what was made so far, undone where the block is left by an exception."""
+
+    def __init__(
+        self, invocation: Invocation, directory: store.Directory, prepared: Prepared
+    ) -> None:
+        self.stand_in = 0
+        self.terminal: Terminal | None = None
+        self._invocation = invocation
+        self._directory = directory
+        self._prepared = prepared
+        self._log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
+        self._phase = ""
+        self._connection: Connection | None = None
+        self._answered = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            hold_back()
+            self._undo(error)
+
+    def make(self, console_socket: str) -> None:
+        """State directory, shim, stand-in, then the request, in which all the slow work is done."""
+        directory, handover = self._directory, self._prepared.handover
+        container = handover.container
+        directory.write(store.STATE, _creating(handover))
+        directory.write(handing.OCI_CONFIG_FILE, self._prepared.oci_config)
+        directory.write(handing.FILE, handing.encode(handover))
+        if bundle.poststop(container):
+            directory.write(store.POSTSTOP, hooks.encode(bundle.poststop(container)))
+        with shim_process.listen(directory) as listener:
+            # First the shim, which then gets ready while the stand-in is made.
+            shim_process.spawn(directory, listener)
+        slave = standing.NO_TERMINAL
+        if container.terminal:
+            size = Size(container.rows, container.columns)
+            self.terminal = Terminal(size if console_socket else own_size() or size)
+            slave = self.terminal.slave
+        self.stand_in, link = standing.start(container, slave)
+        with link:
+            leftovers.record(directory, leftovers.STAND_IN_ROLE, self.stand_in)
+            if self.terminal is not None and console_socket:
+                self.terminal.hand_over(console_socket)
+            self._connection = Connection(directory)
+            fields = ("create", handover.id, container.bundle, str(self.stand_in))
+            stdio = (0, 1, 2) if self.terminal is None else (slave, slave, slave)
+            descriptors = array.array("i", (*stdio, link.fileno())).tobytes()
+            self._connection.send(*fields, descriptors=descriptors)
+        if self.terminal is not None:
+            self.terminal.close_slave()
+        self._await_answer(self._connection)
+
+    def _await_answer(self, connection: Connection) -> None:
+        try:
+            while (progress := connection.receive(seconds=None)) is not None:
+                self._tell(*progress)
+        except Reported as error:
+            # Of the guest's failures the text names the phase; of the host's own, this one does.
+            if error.kind in HOST_KINDS:
+                error.phase = self._phase or "boot"
+            raise
+        except HostError as error:
+            words = shim_process.last_words(self._directory)
+            raise HostError(f"{error.text}: {words}" if words else error.text) from error
+        self._answered = True
+        connection.close()
+
+    def _tell(self, phase: str, text: str) -> None:
+        self._phase = phase
+        line = one_line(f"{phase}: {text}")
+        self._log.info(line)
+        if sys.stderr is not None and sys.stderr.isatty():
+            sys.stderr.write(f"sealrun: {line}\n")
+
+    def _undo(self, error: BaseException) -> None:
+        """Take everything down again; what cannot be is added to `error`."""
+        asked = self._connection is not None
+        if self._connection is not None:
+            self._connection.close()
+        if self.terminal is not None:
+            self.terminal.close()
+        try:
+            if self._answered:
+                delete.delete(self._invocation, self._directory, force=True)
+            else:
+                patience = PATIENCE if asked else 0.0
+                delete.remove(self._invocation, self._directory, patience=patience)
+        except SealrunError as leftover:
+            if isinstance(error, SealrunError):
+                error.remedy = f"{error.remedy}; {leftover.text}".removeprefix("; ")
+        if self.stand_in:
+            os.waitpid(self.stand_in, 0)
+
+
+def _init_data(annotations: dict[str, str]) -> tuple[bytes, bool]:
+    """The tenant's document, unpacked (empty where there is none), and whether it allows a root that
+    the host shares. It is the guest that obeys it, but what the guest would refuse is refused here
+    before a VM boots. Raises InvalidRequest."""
+    names = (image_reference.INIT_DATA, image_reference.KATA_INIT_DATA)
+    given = [name for name in names if annotations.get(name)]
+    if not given:
+        return b"", True
+    if len(given) > 1 and len({annotations[name] for name in given}) > 1:
+        raise InvalidRequest(f"annotations {' and '.join(given)} contradict each other")
+    from sealrun_protocol import init_data
+
+    try:
+        text = init_data.decode_annotation(annotations[given[0]])
+        parsed = init_data.parse(text)
+    except init_data.InitDataInvalid as error:
+        raise InvalidRequest(f"cannot read annotation {given[0]}: {error}") from error
+    return text, parsed.host.insecure_shared_root
+
+
+def _creating(handover: handing.Handover) -> bytes:
+    """The first state document (see store.py for the order of its members)."""
+    import msgspec
+
+    container = handover.container
+    document = {
+        "ociVersion": container.oci_version,
+        "id": handover.id,
+        "status": "creating",
+        "pid": 0,
+        "bundle": container.bundle,
+        "annotations": container.annotations,
+    }
+    return msgspec.json.encode(document)

@@ -1,0 +1,156 @@
+"""Executing one more program in a container: its terminal, its stand-in, the request, the wait."""
+
+import array
+import os
+import signal
+from contextlib import ExitStack, suppress
+from typing import Final, NamedTuple
+
+from sealrun_runtime import handover, leftovers, pid_file, stand_in, store
+from sealrun_runtime.client import Connection
+from sealrun_runtime.errors import (
+    KIND_WRONG_STATE,
+    HostError,
+    NotFound,
+    Reported,
+    WrongState,
+)
+from sealrun_runtime.interruption import exit_code, forwarding, held_back, hold_back, interruptible
+from sealrun_runtime.oci_config import Process
+from sealrun_runtime.terminal import Size, Terminal, own_size, proxied, pump
+
+ANSWER_SECONDS: Final = 150.0  # the guest's crun starts the program, emulated, on a loaded machine
+
+
+class Request(NamedTuple):
+    """What to execute. content: the OCI `process` that goes to the guest, as it was read."""
+
+    process: Process
+    content: str
+    pid_path: str
+    console_socket: str
+
+
+class Executed(NamedTuple):
+    """A program that runs. terminal: where it has one and no engine took the master."""
+
+    stand_in: int
+    terminal: Terminal | None
+
+
+def execute(directory: store.Directory, request: Request, *, detached: bool) -> int:
+    """The exit code of the program; 0 at once where `detached`.
+
+    Raises WrongState where the container does not run, Reported, HostError, InvalidRequest."""
+    with held_back():
+        with interruptible():
+            executed = _begin(directory, request)
+        if detached:
+            return 0
+        with forwarding(lambda number: _pass_on(executed.stand_in, number)):
+            if executed.terminal is not None:
+                with proxied(executed.terminal.master):
+                    pump(executed.terminal.master)
+            return exit_code(executed.stand_in)
+
+
+def _begin(directory: store.Directory, request: Request) -> Executed:
+    """Return when the program runs. What was made is undone where that fails: a stand-in that is
+    killed takes its program with it."""
+    _expect_running(directory)
+    with ExitStack() as undo:
+        terminal, slave = None, stand_in.NO_TERMINAL
+        if request.process.terminal:
+            terminal = Terminal(_size(request))
+            undo.callback(terminal.close)
+            slave = terminal.slave
+        pid, link = _stand_in(directory, slave)
+        undo.callback(_end, pid)
+        with link:
+            if terminal is not None and request.console_socket:
+                terminal.hand_over(request.console_socket)
+            stdio = (0, 1, 2) if terminal is None else (slave, slave, slave)
+            descriptors = array.array("i", (*stdio, link.fileno())).tobytes()
+            connection = _ask(directory, request, pid, descriptors)
+        undo.callback(connection.close)
+        if terminal is not None:
+            terminal.close_slave()
+        _await_answer(directory, connection)
+        if request.pid_path:
+            pid_file.write(request.pid_path, pid)
+        hold_back()
+        undo.pop_all()
+        connection.close()
+    return Executed(pid, terminal)
+
+
+def _size(request: Request) -> Size:
+    said = request.process.console_size
+    size = Size(said.height, said.width) if said else Size(0, 0)
+    return size if request.console_socket else own_size() or size
+
+
+def _stand_in(directory: store.Directory, slave: int) -> stand_in.StandIn:
+    container = handover.decode(directory.read(handover.FILE)).container
+    try:
+        first = leftovers.find(directory, leftovers.STAND_IN_ROLE)
+    except NotFound:
+        raise _stopped() from None
+    try:
+        return stand_in.start_exec(first, container.rootfs, slave)
+    except HostError:
+        _expect_running(directory)  # its namespaces go when it ends
+        raise
+    finally:
+        os.close(first)
+
+
+def _ask(directory: store.Directory, request: Request, pid: int, descriptors: bytes) -> Connection:
+    try:
+        connection = Connection(directory)
+    except (ConnectionRefusedError, FileNotFoundError):
+        raise _stopped() from None
+    process_id = os.urandom(8).hex()
+    fields = ("exec", directory.container, process_id, str(pid), request.content)
+    with ExitStack() as undo:
+        undo.callback(connection.close)
+        connection.send(*fields, descriptors=descriptors)
+        undo.pop_all()
+    return connection
+
+
+def _await_answer(directory: store.Directory, connection: Connection) -> None:
+    try:
+        while connection.receive(ANSWER_SECONDS) is not None:
+            pass
+    except Reported as error:
+        if error.kind == KIND_WRONG_STATE:
+            _expect_running(directory)
+        raise
+
+
+def _expect_running(directory: store.Directory) -> None:
+    """Raises WrongState, in runc's words."""
+    status = store.status_of(directory.read(store.STATE))
+    if status == "paused":
+        raise WrongState("cannot exec in a paused container")
+    if status in ("stopped", ""):
+        raise _stopped()
+    if status != "running":
+        raise WrongState(f"cannot exec in a container that is not running: {status}")
+
+
+def _stopped() -> WrongState:
+    return WrongState("cannot exec in a stopped container")
+
+
+def _pass_on(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _end(pid: int) -> None:
+    """Kill and reap a stand-in whose program does not run."""
+    with suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)

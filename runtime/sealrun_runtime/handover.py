@@ -1,0 +1,48 @@
+"""`shim.json`: everything that `create` resolved and the shim needs, written once, never changed.
+
+Beside it in the state directory lies `oci.json`, the bundle's config.json byte for byte as it was
+validated: the shim sends that to the guest and never reads the bundle again, which its owner could
+have changed in between.
+"""
+
+from typing import Final
+
+import msgspec
+
+from sealrun_runtime.bundle import ContainerSpec
+from sealrun_runtime.settings import Config
+
+FILE: Final = "shim.json"
+OCI_CONFIG_FILE: Final = "oci.json"
+VERSION: Final = 1
+
+
+class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the shim of one sandbox starts from.
+
+    container: the parts of config.json that the host acts upon.
+    image: the image's reference (registry/repository@digest or :tag); image_source says who named it.
+    init_data: the exact TOML text (base64 in the file); empty where no tenant gave one.
+    guest_image: absolute path of the guest image's directory, `config.guest.image` resolved.
+    debug: --debug was given.
+    """
+
+    version: int = VERSION
+    id: str
+    container: ContainerSpec
+    image: str
+    image_source: str
+    init_data: bytes
+    guest_image: str
+    config: Config
+    debug: bool = False
+
+
+def encode(handover: Handover) -> bytes:
+    """The content of shim.json."""
+    return msgspec.json.encode(handover)
+
+
+def decode(content: bytes) -> Handover:
+    """Raises msgspec.DecodeError: our own file, so that is a bug or a mixed installation."""
+    return msgspec.json.decode(content, type=Handover)

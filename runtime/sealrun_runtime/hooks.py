@@ -1,0 +1,98 @@
+"""Hooks of config.json that run on the host (runtime-spec, "POSIX-platform Hooks").
+
+createRuntime (and prestart, its old name) and poststart are the shim's to run, poststop is that of
+`delete`, which finds them in the state directory and needs nothing else: no bundle, no PATH, no HOME.
+createContainer and startContainer belong to the guest.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Final
+
+import msgspec
+
+from sealrun_runtime.arguments import Invocation
+from sealrun_runtime.errors import SealrunError, cause, describe, one_line
+from sealrun_runtime.log import Log
+from sealrun_runtime.oci_config import Hook
+
+_WORDS: Final = 512  # bytes of what a hook says before it fails that are passed on
+
+
+class HookFailed(SealrunError):
+    """A hook could not be run, took too long, or ended with another status than 0."""
+
+
+def encode(hooks: tuple[Hook, ...]) -> bytes:
+    """The content of poststop.json."""
+    return msgspec.json.encode(hooks)
+
+
+def run(hook: Hook, name: str, state: bytes) -> None:
+    """Run one hook with the state on its stdin, and wait for it.
+
+    Its environment is what the hook's `env` says and nothing else; its output goes nowhere but, in
+    part, into the error's text. name: which hook it is. Raises HookFailed.
+    """
+    where = f"{name} hook {hook.path}"
+    given = os.memfd_create("state")
+    said = os.memfd_create("said")
+    try:
+        os.write(given, state)
+        os.lseek(given, 0, os.SEEK_SET)
+        process = subprocess.Popen(
+            hook.args or (hook.path,),
+            executable=hook.path,
+            env=_environment(hook),
+            cwd="/",
+            stdin=given,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            preexec_fn=_unblock_signals,  # noqa: PLW1509 - no threads here
+        )
+        status = _wait(process, hook, where)
+        words = os.pread(said, _WORDS, max(0, os.fstat(said).st_size - _WORDS))
+    except OSError as error:
+        raise HookFailed(f"cannot run {where}: {cause(error)}") from error
+    finally:
+        os.close(given)
+        os.close(said)
+    if status != 0:
+        ending = f"ended with {status}" if status > 0 else f"was killed by signal {-status}"
+        detail = words.decode("utf-8", "replace").strip()
+        raise HookFailed(f"{where} {ending}: {detail}" if detail else f"{where} {ending}")
+
+
+def run_poststop(invocation: Invocation, content: bytes, state: bytes) -> None:
+    """The poststop hooks of a poststop.json, in order; what fails is a warning."""
+    log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
+    for hook in msgspec.json.decode(content, type=tuple[Hook, ...]):
+        try:
+            run(hook, "poststop", state)
+        except HookFailed as error:
+            text = describe(error)
+            log.warning(text)
+            if sys.stderr is not None:
+                sys.stderr.write(f"sealrun: warning: {one_line(text)}\n")
+
+
+def _unblock_signals() -> None:
+    """The mask is inherited, and `run` holds signals back while it deletes."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _wait(process: "subprocess.Popen[bytes]", hook: Hook, where: str) -> int:
+    try:
+        return process.wait(hook.timeout)
+    except subprocess.TimeoutExpired as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise HookFailed(f"{where} did not end within {hook.timeout} s") from error
+
+
+def _environment(hook: Hook) -> dict[str, str]:
+    pairs = (entry.partition("=") for entry in hook.env or ())
+    return {name: value for name, _, value in pairs if name}

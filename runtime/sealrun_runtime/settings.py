@@ -1,0 +1,173 @@
+"""The operator's settings: one table, from which everything else about them is derived.
+
+A setting is one annotated member below: its name (the key in sealrun.toml), its type and bounds,
+its default, what it means, and the annotation that may override it for one container. `config.py`
+reads files by it, `config/sealrun.toml` is written from it (a test holds them equal), and
+`sealrun config` shows it.
+
+Nothing here is obeyed by the guest: what a tenant trusts stands in the init-data, never here.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
+
+from msgspec import Meta, Struct
+
+ENDPOINT_PATTERN: Final = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
+Endpoint = Annotated[str, Meta(pattern=ENDPOINT_PATTERN)]
+Registry = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")]
+Directory = Annotated[str, Meta(pattern=r"^(/.*)?$")]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of sealrun.toml."""
+
+
+class VmSettings(Section, frozen=True, kw_only=True):
+    """The micro-VM that a sandbox gets."""
+
+    driver: Annotated[
+        Literal["auto", "cloud-hypervisor", "qemu"],
+        Meta(
+            description="VMM: auto takes Cloud Hypervisor where it is installed and this machine "
+            "can boot with it, else qemu"
+        ),
+    ] = "auto"
+    accelerator: Annotated[
+        Literal["auto", "kvm", "tcg"],
+        Meta(
+            description="Who executes the guest: kvm needs a CPU with vmx or svm and /dev/kvm; "
+            "tcg emulates, runs anywhere and is slow"
+        ),
+    ] = "auto"
+    cpus: Annotated[
+        int,
+        Meta(ge=1, le=256, description="Virtual CPUs", extra={"annotation": "io.sealrun.cpus"}),
+    ] = 1
+    memory: Annotated[
+        int,
+        Meta(
+            ge=128,
+            le=1 << 22,
+            description="Memory in MiB; the image is unpacked into it",
+            extra={"annotation": "io.sealrun.memory"},
+        ),
+    ] = 1024
+    qemu: Annotated[
+        Directory, Meta(description="Path of QEMU's binary; empty: the system's own")
+    ] = ""
+    cloud_hypervisor: Annotated[
+        Directory, Meta(description="Path of Cloud Hypervisor's binary; empty: the system's own")
+    ] = ""
+    insecure_no_landlock: Annotated[
+        bool,
+        Meta(
+            description="Do without Landlock, which confines Cloud Hypervisor to its sandbox's "
+            "files and takes Linux 6.2"
+        ),
+    ] = False
+    boot_timeout: Annotated[
+        int,
+        Meta(ge=1, le=3600, description="Seconds from the VM's start to the agent's first word"),
+    ] = 120
+
+
+class GuestSettings(Section, frozen=True, kw_only=True):
+    """What boots in the VM."""
+
+    image: Annotated[
+        Directory,
+        Meta(
+            description="Directory of the guest image (kernel, initrd); "
+            "empty: the one that was installed with this program"
+        ),
+    ] = ""
+
+
+class RelaySettings(Section, frozen=True, kw_only=True):
+    """The byte tunnels that the host opens for a guest."""
+
+    endpoints: Annotated[
+        tuple[Endpoint, ...],
+        Meta(
+            description="host:port that a guest may reach besides its image's registry and "
+            "the key broker of its init-data"
+        ),
+    ] = ()
+    timeout: Annotated[
+        int, Meta(ge=1, le=600, description="Seconds that a connection may take to stand")
+    ] = 30
+
+
+class ImageSettings(Section, frozen=True, kw_only=True):
+    """Where a container's root file system comes from."""
+
+    source: Annotated[
+        Literal["auto", "guest", "bundle"],
+        Meta(
+            description="guest: the guest pulls the image; bundle: the guest gets the bundle's "
+            "directory from the host, which is refused with a TEE and with init-data that does not "
+            "allow it; auto: the latter only where there is no image that a guest could pull"
+        ),
+    ] = "auto"
+    insecure_registries: Annotated[
+        tuple[Registry, ...],
+        Meta(
+            description="Registries (host or host:port) that speak plain http; "
+            "a hint that the guest obeys only where no init-data and no TEE is in play"
+        ),
+    ] = ()
+
+
+class LogSettings(Section, frozen=True, kw_only=True):
+    """What the shim writes to shim.log in the state directory."""
+
+    level: Annotated[
+        Literal["error", "info", "debug"], Meta(description="error, info or debug")
+    ] = "info"
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """All settings, resolved. Immutable: `create` stores a copy for the shim, so that a later edit
+    never changes a running sandbox."""
+
+    tee: Annotated[
+        Literal["auto", "none"],
+        Meta(description="What protects the VM from the host: auto uses what the node has"),
+    ] = "auto"
+    vm: VmSettings = VmSettings()
+    guest: GuestSettings = GuestSettings()
+    relay: RelaySettings = RelaySettings()
+    image: ImageSettings = ImageSettings()
+    log: LogSettings = LogSettings()
+
+
+class Setting(NamedTuple):
+    """One row of the table. `kind` is the annotated type that msgspec converts a value to."""
+
+    key: str
+    kind: Any
+    default: object
+    doc: str
+    annotation: str
+
+
+def _rows(section: type[Section], prefix: str) -> Iterator[Setting]:
+    defaults = section()
+    for name, hint in get_type_hints(section, include_extras=True).items():
+        if isinstance(hint, type) and issubclass(hint, Section):
+            yield from _rows(hint, f"{prefix}{name}.")
+            continue
+        meta = next(part for part in get_args(hint) if isinstance(part, Meta) and part.description)
+        yield Setting(
+            key=prefix + name,
+            kind=hint,
+            default=getattr(defaults, name),
+            doc=meta.description or "",
+            annotation=(meta.extra or {}).get("annotation", ""),
+        )
+
+
+def table() -> dict[str, Setting]:
+    """Every setting by its dotted key, in the order of the file."""
+    return {setting.key: setting for setting in _rows(Config, "")}

@@ -1,0 +1,1 @@
+"""The resident process of one sandbox."""

@@ -1,0 +1,185 @@
+"""From what `create` left in the state directory to the end of the sandbox.
+
+The VM is launched first, then the rest is imported: the guest needs seconds to boot, ZeroMQ a
+twentieth of one to load. Whatever fails before `create` asks is kept until it does, and told then.
+"""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sealrun_vmm.driver import Machine
+from sealrun_vmm.errors import HostUnfit as VmmHostUnfit
+from sealrun_vmm.errors import SpecRefused, VmmError
+from sealrun_vmm.process import VmmProcess
+from sealrun_vmm.spec import VmSpec
+
+from sealrun_runtime import handover as handing
+from sealrun_runtime import leftovers
+from sealrun_runtime.handover import Handover
+from sealrun_runtime.shim import cgroup as cgroups
+from sealrun_runtime.shim import log as logging
+from sealrun_runtime.shim import shared_root
+from sealrun_runtime.shim.cgroup import Cgroup
+from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
+from sealrun_runtime.shim.log import log
+from sealrun_runtime.shim.machine import Planner
+from sealrun_runtime.store import Directory
+
+if TYPE_CHECKING:
+    from sealrun_runtime.shim.sandbox import Sandbox
+    from sealrun_runtime.shim.server import Server
+
+ASKED_SECONDS: Final = 30.0  # for `create` to ask, which it does at once unless it was killed
+# A guest gone bad can make ZeroMQ hold one endless message: then this process dies, and with it the
+# VM, instead of the host's memory. The sum of all windows and queues is 300 MiB.
+DATA_BYTES: Final = 512 << 20
+VMM_ROLE: Final = "vmm"
+
+
+def run(path: str, listener: int, planner: Planner) -> int:
+    """Run the sandbox of the state directory `path`, which is the working directory; exit status.
+
+    listener: descriptor of the listening control socket."""
+    descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with open(handing.FILE, "rb") as file:
+        handover = handing.decode(file.read())
+    with open(handing.OCI_CONFIG_FILE, "rb") as file:
+        oci_config = file.read()
+    logging.configure("debug" if handover.debug else handover.config.log.level)
+    root, _, name = path.rpartition("/")
+    directory = Directory(root, name, descriptor)
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(_life(handover, oci_config, directory, listener, planner))
+    finally:
+        log.info("over")
+    return 0
+
+
+class _Booting(NamedTuple):
+    """A VM that was launched. channel: the descriptor on which its agent is awaited. server: of the
+    root file system that it shares with the host."""
+
+    name: str
+    machine: Machine
+    spec: VmSpec
+    channel: int
+    server: VmmProcess | None
+
+
+async def _life(
+    handover: Handover, oci_config: bytes, directory: Directory, listener: int, planner: Planner
+) -> None:
+    cgroup: Cgroup | None = None
+    booting: _Booting | None = None
+    failure: ShimError | None = None
+    try:
+        cgroup = _enter_cgroup(handover, directory)
+        booting = await _launch(handover, directory, planner)
+    except ShimError as error:
+        failure = error
+    from sealrun_runtime.shim.sandbox import Sandbox
+    from sealrun_runtime.shim.server import Server
+
+    sandbox = Sandbox(handover, oci_config, directory, cgroup)
+    _expect_trouble(sandbox)
+    if booting is not None:
+        sandbox.boot(booting.name, booting.machine, booting.spec, booting.channel)
+        if booting.server is not None:
+            sandbox.share(booting.server)
+    if failure is not None:
+        sandbox.fail(failure)
+    server = Server(socket.socket(fileno=listener), sandbox)
+    overdue = asyncio.ensure_future(_expect_create(server, sandbox))
+    await sandbox.run()
+    if sandbox.failed_before_create:
+        await overdue
+    await server.close()
+
+
+async def _expect_create(server: "Server", sandbox: "Sandbox") -> None:
+    try:
+        async with asyncio.timeout(ASKED_SECONDS):
+            await server.create_asked.wait()
+    except TimeoutError:
+        sandbox.call_off("nobody asked for the container")
+
+
+def _expect_trouble(sandbox: "Sandbox") -> None:
+    """Signals, and exceptions in callbacks, end the sandbox in order."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, sandbox.call_off, "the shim was told to end")
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+
+    def broken(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        log.error("%s", context["message"], exc_info=error)
+        sandbox.broken(f"the shim broke: {type(error).__name__}: {error}")
+
+    loop.set_exception_handler(broken)
+
+
+async def _launch(handover: Handover, directory: Directory, planner: Planner) -> _Booting:
+    """Raises ShimError."""
+    server = None
+    try:
+        name, driver, spec = planner(handover)
+        channel = _listen(spec.channel)
+        for share in spec.shares:
+            server = shared_root.serve(handover, share, directory)
+        machine = await driver.launch(spec, directory.path)
+    except VmmError as error:
+        if server is not None:
+            await server.kill()
+        unfit = isinstance(error, VmmHostUnfit | SpecRefused)
+        raise (HostUnfit if unfit else VmmFailed)(str(error), remedy=error.remedy) from error
+    try:
+        leftovers.record(directory, VMM_ROLE, machine.pid)
+    except OSError as error:
+        await machine.stop()
+        if server is not None:
+            await server.kill()
+        raise HostFailed(f"cannot note the VMM's process: {error.strerror}") from error
+    log.info("launched the VM, pid %d", machine.pid)
+    # Only now: the VMM would inherit it.
+    resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
+    return _Booting(name.value, machine, spec, channel, server)
+
+
+def _listen(name: str) -> int:
+    """A listening unix socket in the working directory; its descriptor."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            listener.bind(name)
+            listener.listen(1)
+        except OSError as error:
+            raise HostFailed(f"cannot listen on {name}: {error.strerror}") from error
+        return listener.detach()
+
+
+def _enter_cgroup(handover: Handover, directory: Directory) -> Cgroup | None:
+    """Make the sandbox's cgroup and move this process into it, where the VMM will be born.
+    None where the engine wants none. Raises HostFailed."""
+    wanted = handover.container.cgroups_path
+    if not wanted:
+        return None
+    cgroup = None
+    try:
+        with open("/proc/self/mountinfo") as file:
+            where = cgroups.hierarchies(file.read())
+        cgroup = Cgroup(directory, where, cgroups.directory_of(wanted))
+        cgroup.make()
+        cgroup.join_self()
+    except ValueError as error:
+        raise HostFailed(str(error)) from error
+    except OSError as error:
+        if cgroup is not None:
+            cgroup.remove()
+        text = f"cannot make the cgroup {error.filename or wanted}: {error.strerror}"
+        raise HostFailed(text) from error
+    return cgroup

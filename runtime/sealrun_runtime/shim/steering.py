@@ -1,0 +1,109 @@
+"""Requests about a container that lives: signals, pausing, limits, figures."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from sealrun_protocol import messages
+from sealrun_protocol.errors import ErrorCode, Phase
+from sealrun_protocol.messages import HostMessage
+
+from sealrun_runtime.shim import agent
+from sealrun_runtime.shim.agent import Agent
+from sealrun_runtime.shim.container import LIVE, Container
+from sealrun_runtime.shim.errors import GuestFailed, Misuse, ShimError, WrongState, guest_failed
+from sealrun_runtime.shim.executions import SIGKILL, Executions
+from sealrun_runtime.shim.log import log
+from sealrun_runtime.shim.state import Status
+
+_GONE: Final = (ErrorCode.WRONG_STATE, ErrorCode.CONTAINER_UNKNOWN)
+
+
+class _GuestProcess(msgspec.Struct, frozen=True):
+    """A row of ListProcesses."""
+
+    pid: int
+    ppid: int
+    uid: int
+    command: str
+
+
+class Steering:
+    """Event loop only."""
+
+    def __init__(self, container: Container, guest: Agent, executions: Executions) -> None:
+        self._container, self._agent, self._executions = container, guest, executions
+
+    async def signal(self, number: int, *, everything: bool, seconds: float) -> None:
+        """Raises Silence, WrongState where it does not run any more, GuestFailed."""
+        frozen = self._container.status is Status.PAUSED
+        await self._ask(
+            lambda request: messages.SignalContainer(
+                id=request, container=self._container.id, signal=number, all=everything
+            ),
+            seconds,
+        )
+        # As runc: a frozen process may die only when it is let go on.
+        if frozen and number == SIGKILL and not self._container.ending:
+            try:
+                await self.carry_out("resume", "")
+            except ShimError as error:
+                log.info("a killed container was not resumed: %s", error.text)
+
+    async def carry_out(self, verb: str, argument: str) -> str:
+        """pause, resume, update RESOURCES, ps, stats: the document of the answer, empty where there
+        is none. Raises ShimError."""
+        here = self._container
+        match verb:
+            case "pause":
+                here.expect(Status.CREATED, Status.RUNNING)
+                await self._ask(lambda n: messages.PauseContainer(id=n, container=here.id))
+                here.paused()
+            case "resume":
+                here.expect(Status.PAUSED)
+                await self._ask(lambda n: messages.ResumeContainer(id=n, container=here.id))
+                here.resumed()
+            case "update":
+                here.expect(*LIVE)
+                resources = argument.encode("utf-8", "surrogateescape")
+                await self._ask(
+                    lambda n: messages.UpdateContainer(id=n, container=here.id, resources=resources)
+                )
+            case "ps":
+                return await self._processes()
+            case "stats":
+                here.expect(*LIVE)
+                done = await self._ask(lambda n: messages.ReadStatistics(id=n, container=here.id))
+                return _json(done.document, dict[str, Any])
+            case _:
+                raise Misuse("not a request")
+        return ""
+
+    async def _processes(self) -> str:
+        here = self._container
+        here.expect(*LIVE)
+        done = await self._ask(lambda n: messages.ListProcesses(id=n, container=here.id))
+        processes = _json(done.document, list[_GuestProcess])
+        first = [here.process.pid] if here.process is not None else []
+        pids = msgspec.json.encode([*first, *self._executions.pids]).decode()
+        return f'{{"pids":{pids},"processes":{processes}}}'
+
+    async def _ask(
+        self, make: Callable[[int], HostMessage], seconds: float = agent.INQUIRY_SECONDS
+    ) -> messages.Done:
+        try:
+            return await self._agent.request(make, seconds)
+        except GuestFailed as error:
+            if error.code in _GONE:
+                raise WrongState("the container does not run any more") from error
+            raise
+
+
+def _json(document: bytes, kind: Any) -> str:
+    """The guest's document, read and written anew: what it is not never reaches a caller's parser.
+    Raises GuestFailed."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(document, type=kind)).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = "its answer is not the document that was asked for"
+        raise guest_failed(Phase.RUN, ErrorCode.PROTOCOL_VIOLATION, text) from error

@@ -1,0 +1,97 @@
+"""Starting the shim: a daemon in a session of its own that keeps nothing of `create`'s descriptors.
+
+Engines wait for whoever holds their pipes, and leak descriptors of their own into `create`: the shim
+starts with /dev/null, its log and the listening control socket, and nothing else. It gets no
+environment but a PATH: what it does depends on shim.json alone.
+"""
+
+import os
+import signal
+import socket
+from typing import Final
+
+from sealrun_runtime import installation, leftovers
+from sealrun_runtime.errors import HostError, cause
+from sealrun_runtime.store import SHIM_LOG, SOCKET, Directory
+
+LISTEN: Final = 3  # the control socket's descriptor in the shim
+_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_DESCRIPTORS: Final = 2**31 - 1
+_BACKLOG: Final = 128
+
+
+def listen(directory: Directory) -> socket.socket:
+    """The control socket, listening. It exists before the shim does, so that nobody waits for it.
+    Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(f"/proc/self/fd/{directory.descriptor}/{SOCKET}")
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def spawn(directory: Directory, listener: socket.socket) -> int:
+    """Start the shim; its pid, which is recorded. Raises HostError."""
+    reader, writer = os.pipe()
+    try:
+        middle = os.fork()
+        if middle == 0:
+            _detach(directory, listener, writer)
+        os.waitpid(middle, 0)
+        answer = os.read(reader, 64)
+    except OSError as error:
+        raise HostError(f"cannot start the shim: {cause(error)}") from error
+    finally:
+        os.close(reader)
+        os.close(writer)
+    if not answer.isdigit():
+        raise HostError("cannot start the shim: its first process ended at once")
+    pid = int(answer)
+    leftovers.record(directory, leftovers.SHIM_ROLE, pid)
+    return pid
+
+
+def last_words(directory: Directory) -> str:
+    """The last line of the shim's log: what is to be said of a shim that ended without an answer."""
+    lines = directory.read(SHIM_LOG).decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _detach(directory: Directory, listener: socket.socket, writer: int) -> None:
+    """In the first child: fork the shim, tell its pid, end. The shim is then nobody's child here,
+    and the engine that inherits it reaps it."""
+    status = 1
+    try:
+        os.setsid()
+        pid = os.fork()
+        if pid == 0:
+            _execute(directory, listener)
+        os.write(writer, str(pid).encode())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _execute(directory: Directory, listener: socket.socket) -> None:
+    """In the second child: become the shim."""
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(os.open(SHIM_LOG, flags, 0o600, dir_fd=directory.descriptor), 2)
+        os.umask(0o077)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.chdir("/")
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(0, 1)
+        os.dup2(listener.fileno(), LISTEN)
+        os.set_inheritable(LISTEN, True)
+        os.closerange(LISTEN + 1, _DESCRIPTORS)
+        arguments = ("--directory", directory.path, "--listen-fd", str(LISTEN))
+        launcher = installation.shim_launcher()
+        os.execve(launcher, [launcher, *arguments], _ENVIRONMENT)  # noqa: S606
+    except OSError as error:
+        os.write(2, f"cannot execute the shim: {error}\n".encode())
+    finally:
+        os._exit(1)

@@ -1,0 +1,223 @@
+"""The state root: ROOT/ID/ for each container, readable by its owner only.
+
+    state.json    the finished OCI state, replaced atomically: `create` writes the first ("creating"),
+                  the shim all others. Members in this order: ociVersion, id, status, pid, bundle,
+                  annotations. So the hot verbs copy and patch bytes and need no JSON.
+    shim.sock     the control socket; listening from before the shim runs until the shim dies
+    shim.json     what the shim starts from; oci.json: the bundle's config.json  (handover.py)
+    processes     lines `role pid starttime` of what must not outlive the container
+    poststop.json the hooks that `delete` runs, where there are any  (hooks.py)
+    cgroups       lines of absolute cgroup directories that the shim made, the deepest last
+    channel.sock, console.log, vmm.log, shim.log
+
+This module is on the hot path: `posix` instead of `os` (which costs 1 ms).
+"""
+
+import posix
+
+from sealrun_runtime.errors import HostError, InvalidRequest, NotFound, cause
+
+STATE = "state.json"
+SOCKET = "shim.sock"
+PROCESSES = "processes"
+CGROUPS = "cgroups"
+POSTSTOP = "poststop.json"
+SHIM_LOG = "shim.log"
+
+ID_LENGTH = 1024
+_ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-.")
+_READ_BYTES = 1 << 20
+
+
+def default_root() -> str:
+    """/run/sealrun for root, else below XDG_RUNTIME_DIR. Raises HostError where that is not set."""
+    if posix.geteuid() == 0:
+        return "/run/sealrun"
+    directory = posix.environ.get(b"XDG_RUNTIME_DIR", b"")
+    if not directory:
+        raise HostError(
+            "cannot find the state root: XDG_RUNTIME_DIR is not set", remedy="use --root"
+        )
+    return directory.decode("utf-8", "surrogateescape") + "/sealrun"
+
+
+def check_id(container: str) -> str:
+    """`container`, which is fit to be a directory's name. Raises InvalidRequest."""
+    valid = (
+        0 < len(container) <= ID_LENGTH
+        and container not in (".", "..")
+        and _ID_CHARACTERS.issuperset(container)
+    )
+    if not valid:
+        raise InvalidRequest(f"invalid container id {container[:80]!r}")
+    return container
+
+
+class Directory:
+    """The open state directory of one container. Everything goes through its descriptor, so that a
+    directory of the same name that another call makes meanwhile is never touched."""
+
+    def __init__(self, root: str, container: str, descriptor: int) -> None:
+        self.container = container
+        self.path = f"{root}/{container}"
+        self.descriptor = descriptor
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file; empty where there is none."""
+        try:
+            file = posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            return b""
+        try:
+            content = b""
+            while part := posix.read(file, _READ_BYTES):
+                content += part
+            return content
+        finally:
+            posix.close(file)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file atomically."""
+        temporary = f"{name}.new"
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC
+        file = posix.open(temporary, flags, 0o600, dir_fd=self.descriptor)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[posix.write(file, view) :]
+        finally:
+            posix.close(file)
+        posix.rename(temporary, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+
+    def append(self, name: str, line: str) -> None:
+        """Add a line to a file."""
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC
+        file = posix.open(name, flags, 0o600, dir_fd=self.descriptor)
+        try:
+            posix.write(file, line.encode() + b"\n")
+        finally:
+            posix.close(file)
+
+    def remove(self) -> bool:
+        """Remove the directory with all that is in it. What is gone already does not matter: of
+        several calls exactly one is told that it was the one."""
+        _empty(self.descriptor)
+        try:
+            ours, named = posix.fstat(self.descriptor), posix.stat(self.path)
+            if (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino):
+                return False
+            posix.rmdir(self.path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        posix.close(self.descriptor)
+
+
+def open_container(root: str, container: str) -> Directory:
+    """The state directory of an existing container. Raises NotFound, InvalidRequest, HostError."""
+    check_id(container)
+    flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC | posix.O_NOFOLLOW
+    try:
+        return Directory(root, container, posix.open(f"{root}/{container}", flags))
+    except FileNotFoundError:
+        raise NotFound(container) from None
+    except OSError as error:
+        raise HostError(f"cannot open {root}/{container}: {cause(error)}") from error
+
+
+def make_container(root: str, container: str) -> Directory:
+    """A new state directory. Raises InvalidRequest where the id is taken or unfit, HostError."""
+    check_id(container)
+    path = f"{root}/{container}"
+    try:
+        _make_root(root)
+        posix.mkdir(path, 0o700)
+    except FileExistsError:
+        raise InvalidRequest(f"container with id exists: {container}") from None
+    except OSError as error:
+        raise HostError(f"cannot make {path}: {cause(error)}") from error
+    return open_container(root, container)
+
+
+def containers(root: str) -> list[str]:
+    """The ids of all containers, sorted."""
+    try:
+        return sorted(posix.listdir(root))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostError(f"cannot read {root}: {cause(error)}") from error
+
+
+def _make_root(root: str) -> None:
+    """Make the root and what is missing above it."""
+    try:
+        posix.mkdir(root, 0o711)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        parent = root.rstrip("/").rpartition("/")[0]
+        if not parent:
+            raise
+        _make_root(parent)
+        posix.mkdir(root, 0o711)
+
+
+def _empty(directory: int) -> None:
+    for name in posix.listdir(directory):
+        try:
+            posix.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+        except (IsADirectoryError, PermissionError):
+            flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+            below = posix.open(name, flags, dir_fd=directory)
+            try:
+                _empty(below)
+            finally:
+                posix.close(below)
+            posix.rmdir(name, dir_fd=directory)
+
+
+def status_of(state: bytes) -> str:
+    """The status in a state document; empty where it holds none."""
+    start, end = _member(state, b"status")
+    return state[start:end].strip(b'"').decode()
+
+
+def is_live(state: bytes) -> bool:
+    """Whether a state document is one that only a living shim keeps true."""
+    return status_of(state) in ("created", "running", "paused")
+
+
+def as_stopped(state: bytes) -> bytes:
+    """The state document of a container whose shim died without saying so."""
+    start, end = _member(state, b"status")
+    state = state[:start] + b'"stopped"' + state[end:]
+    start, end = _member(state, b"pid")
+    return state[:start] + b"0" + state[end:]
+
+
+def _member(state: bytes, name: bytes) -> tuple[int, int]:
+    """Where the value of `status` or `pid` stands. Before them stand only members whose values cannot
+    hold a quote, so that the first of this name that is followed by a colon is the member."""
+    end = 0
+    while (at := state.find(b'"' + name + b'"', end)) >= 0:
+        end = at + len(name) + 2
+        start = _skip_blanks(state, end)
+        if state[start : start + 1] != b":":  # the id may be called `status`
+            continue
+        start = end = _skip_blanks(state, start + 1)
+        while end < len(state) and state[end] not in b",}\n ":
+            end += 1
+        return start, end
+    return len(state), len(state)
+
+
+def _skip_blanks(text: bytes, position: int) -> int:
+    while text[position : position + 1] == b" ":
+        position += 1
+    return position
