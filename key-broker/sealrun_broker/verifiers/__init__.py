@@ -1,0 +1,1 @@
+"""One module per kind of evidence, each with `verify`; appraisal.py knows them."""
