@@ -1,0 +1,1 @@
+"""The demonstration of the main job, with real parts; `demo/run` starts it."""
