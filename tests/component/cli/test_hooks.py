@@ -1,0 +1,133 @@
+"""poststop hooks: run by whoever deletes, once, with the state, and never the reason for a failure."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.cli import World
+
+pytestmark = pytest.mark.root
+
+
+def hook(world: World, script: str = "cat", **more: Any) -> dict[str, Any]:
+    """A hook that appends to the file `said`."""
+    path = world.tmp / "said"
+    args = ["hook", "-c", f"({script}) >> {path}"]
+    return {"path": "/bin/sh", "args": args, **more}
+
+
+def said(world: World) -> str:
+    path = world.tmp / "said"
+    return path.read_text() if path.exists() else ""
+
+
+def test_the_state_is_on_its_stdin(world: World) -> None:
+    world.create("exit=0", hooks={"poststop": [hook(world)]})
+    world("start", "c1")
+    world.wait_for("stopped")
+    assert said(world) == ""
+    assert world("delete", "c1").returncode == 0
+    state = json.loads(said(world))
+    assert (state["id"], state["status"], state["pid"]) == ("c1", "stopped", 0)
+    assert state["bundle"] == str(world.tmp / "bundle")
+    assert world("delete", "c1").returncode == 0
+    assert said(world).count("ociVersion") == 1
+    world.assert_nothing_left()
+
+
+def test_in_order_with_their_own_environment_and_without_ours(world: World) -> None:
+    """As conmon's exit command calls it: no PATH, no HOME, no stdio."""
+    hooks = [
+        hook(world, "echo one $A $HOME $#", env=["A=1"]),
+        hook(world, "echo two; exec /usr/bin/env"),
+    ]
+    world.create(hooks={"poststop": hooks})
+    null = subprocess.DEVNULL
+    command = world.command("delete", "--force", "c1")
+    subprocess.run(
+        command, env={"SECRET": "x"}, stdin=null, stdout=null, stderr=null, check=True, timeout=60
+    )
+    lines = said(world).splitlines()
+    assert lines[:2] == ["one 1 0", "two"]
+    assert not any(line.startswith(("SECRET=", "HOME=")) for line in lines)
+    world.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("first", "text"),
+    [
+        ({"path": "/nowhere/hook"}, "cannot run poststop hook /nowhere/hook: it does not exist"),
+        ({"path": "/bin/false"}, "poststop hook /bin/false ended with 1"),
+        (
+            {"path": "/bin/sh", "args": ["sh", "-c", "echo sorry >&2; kill -9 $$"]},
+            "poststop hook /bin/sh was killed by signal 9: sorry",
+        ),
+        (
+            {"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1},
+            "poststop hook /bin/sleep did not end within 1 s",
+        ),
+    ],
+)
+def test_a_failing_hook_is_a_warning(world: World, first: dict[str, Any], text: str) -> None:
+    world.create(hooks={"poststop": [first, hook(world, "echo second")]})
+    done = world("delete", "--force", "c1")
+    assert (done.returncode, done.stderr) == (0, f"sealrun: warning: {text}\n")
+    line = json.loads(world.log.read_text().splitlines()[-1])
+    assert (line["level"], line["msg"]) == ("warning", text)
+    assert said(world) == "second\n"
+    world.assert_nothing_left()
+
+
+def test_they_follow_a_create_that_failed(world: World) -> None:
+    bundle = world.bundle("refuse=vmm-failed", hooks={"poststop": [hook(world)]})
+    assert world("create", "-b", bundle, "c1").returncode == 1
+    assert json.loads(said(world))["status"] == "stopped"
+    world.assert_nothing_left()
+
+
+def test_run_runs_them(world: World) -> None:
+    """Its children are no longer of the container's pid namespace by then."""
+    bundle = world.bundle("exit=3", hooks={"poststop": [hook(world, "echo done")]})
+    assert world("run", "-b", bundle, "c1").returncode == 3
+    assert said(world) == "done\n"
+
+
+def test_deletes_that_race_run_them_once(world: World) -> None:
+    world.create("helper", hooks={"poststop": [hook(world, "echo once")]})
+    os.kill(world.processes()["shim"], signal.SIGKILL)
+    command = world.command("delete", "--force", "c1")
+    racing = [subprocess.Popen(command) for _ in range(6)]
+    assert [process.wait(timeout=60) for process in racing] == [0] * 6
+    assert said(world) == "once\n"
+    world.assert_nothing_left()
+
+
+def test_a_hook_that_leaves_something_running_does_not_hold_us(world: World) -> None:
+    script = "sleep 60 & echo $!"
+    world.create(hooks={"poststop": [hook(world, script)]})
+    started = time.monotonic()
+    assert world("delete", "--force", "c1").returncode == 0
+    assert time.monotonic() - started < 10
+    os.kill(int(said(world)), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "text"),
+    [
+        ({"poststop": [{"path": "relative"}]}, "$.hooks.poststop[0].path: "),
+        ({"prestart": [{"path": "/x", "timeout": 0}]}, "$.hooks.prestart[0].timeout: "),
+        ({"createRuntime": [{"args": []}]}, "$.hooks.createRuntime[0]: object missing required"),
+        ({"poststart": "x"}, "$.hooks.poststart: expected `array | null`, got `str`"),
+    ],
+)
+def test_hooks_that_are_none(world: World, hooks: dict[str, Any], text: str) -> None:
+    bundle = Path(world.bundle(hooks=hooks))
+    done = world("create", "-b", str(bundle), "c1")
+    assert done.returncode == 1
+    assert f"config.json: {text}" in done.stderr
+    assert os.listdir(world.root) == []

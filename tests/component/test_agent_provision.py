@@ -1,0 +1,148 @@
+"""Images with keys from a broker: real registry, real broker, real mounts; only the VM is missing."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures import registry as registries
+from fixtures.broker import DENY_ALL, RunningBroker, running_broker
+from fixtures.workload import KEY_NAME, KEY_URI, Workload, publish
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# In a mount namespace of its own: what is mounted goes with the process.
+PROGRAM = """
+import os, sys
+from sealrun_agent.container.surroundings import Order
+from sealrun_agent.dial import dial_directly
+from sealrun_agent.errors import AgentError, RunError
+from sealrun_agent.policy import Policy
+from sealrun_agent.provision import RegistryImages
+from sealrun_protocol import init_data
+
+directory, reference, text, hint, tee = sys.argv[1:]
+phases = []
+document = init_data.parse(text.encode()) if text else init_data.ABSENT
+images = RegistryImages(Policy(document, tee), directory)
+order = Order("c1", reference, (hint,) if hint else (), dial_directly,
+              lambda phase, text, done, total: phases.append(phase.value))
+try:
+    rootfs = images.prepare(order)
+    print("digest", rootfs.image_digest)
+    print("files", " ".join(sorted(os.listdir(rootfs.path))))
+    images.release("c1")
+    print("left", os.path.ismount(rootfs.path), os.listdir(f"{directory}/containers"))
+except AgentError as error:
+    print("failed", error.phase.value, error.code.value)
+print("phases", " ".join(dict.fromkeys(phases)))
+"""
+
+pytestmark = [pytest.mark.root, pytest.mark.registry]
+
+
+@pytest.fixture(scope="module")
+def workload(
+    tmp_path_factory: pytest.TempPathFactory,
+    plain_registry: registries.Registry,
+    image_key: registries.KeyPair,
+) -> Workload:
+    return publish(tmp_path_factory.mktemp("workload"), plain_registry, image_key)
+
+
+@pytest.fixture
+def broker(tmp_path: Path, workload: Workload) -> Iterator[RunningBroker]:
+    with running_broker(tmp_path) as broker:
+        broker.add_resource(KEY_NAME, workload.key.private.read_bytes())
+        yield broker
+
+
+def _prepare(
+    directory: Path, image: str, init_data: bytes, *, hint: str = "", tee: str = "none"
+) -> dict[str, str]:
+    """What the program prints, by first word."""
+    result = subprocess.run(
+        [
+            *("unshare", "--mount", sys.executable, "-c", PROGRAM),
+            *(str(directory / "images"), image, init_data.decode(), hint, tee),
+        ],
+        env={"PYTHONPATH": str(ROOT / "guest-agent"), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line.partition(" ") for line in result.stdout.splitlines()]
+    return {word: rest for word, _, rest in lines}
+
+
+def _insecure(registry: registries.Registry) -> str:
+    """Lines of [image]. Pins are the subject of the image service's own tests."""
+    return f'insecure_registries = ["{registry.address}"]\ninsecure_unpinned_keys = true\n'
+
+
+def test_an_encrypted_image_with_its_key_from_the_broker(
+    tmp_path: Path, workload: Workload, broker: RunningBroker
+) -> None:
+    text = broker.init_data(keys=(KEY_URI,), more=_insecure(workload.registry))
+    said = _prepare(tmp_path, workload.encrypted, text)
+    assert said["digest"] == workload.encrypted.partition("@")[2]
+    assert "secret" in said["files"].split()
+    assert said["left"] == "False []"
+    assert said["phases"].split() == ["pull", "decrypt", "attest"]
+
+
+def test_a_plain_image_needs_no_broker(tmp_path: Path, workload: Workload) -> None:
+    said = _prepare(tmp_path, workload.plain, b"", hint=workload.registry.address)
+    assert "secret" in said["files"].split()
+
+
+def test_the_operator_s_hint_counts_only_where_nobody_is_protected(
+    tmp_path: Path, workload: Workload, broker: RunningBroker
+) -> None:
+    hint = workload.registry.address
+    with_tee = _prepare(tmp_path, workload.plain, b"", hint=hint, tee="snp")
+    assert with_tee["failed"].split()[0] == "pull"
+    of_a_tenant = _prepare(tmp_path, workload.plain, broker.init_data(), hint=hint)
+    assert of_a_tenant["failed"].split()[0] == "pull"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({}, "", "decrypt key-not-configured"),
+        ({"keys": (KEY_URI,), "sample": False}, "", "attest sample-not-allowed"),
+        ({"keys": ("kbs:///default/key/other",)}, "", "attest key-not-found"),
+        ({"keys": (KEY_URI,)}, 'allowed = ["registry.example/x"]\n', "verify image-not-allowed"),
+    ],
+)
+def test_what_the_tenant_did_not_ask_for_does_not_happen(
+    tmp_path: Path,
+    workload: Workload,
+    broker: RunningBroker,
+    case: tuple[dict[str, Any], str, str],
+) -> None:
+    members, more, failed = case
+    text = broker.init_data(**members, more=_insecure(workload.registry) + more)
+    said = _prepare(tmp_path, workload.encrypted, text)
+    assert said["failed"] == failed
+    assert os.listdir(tmp_path / "images/layers") == []
+
+
+def test_a_broker_that_denies(tmp_path: Path, workload: Workload, broker: RunningBroker) -> None:
+    broker.write_policy(DENY_ALL)
+    text = broker.init_data(keys=(KEY_URI,), more=_insecure(workload.registry))
+    assert _prepare(tmp_path, workload.encrypted, text)["failed"] == "attest evidence-refused"
+
+
+def test_an_encrypted_image_without_a_broker(tmp_path: Path, workload: Workload) -> None:
+    text = (
+        'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n'
+        f"\"sealrun.toml\" = '''\n[image]\n{_insecure(workload.registry)}"
+        f"decryption_keys = [\"{KEY_URI}\"]\n'''\n"
+    )
+    said = _prepare(tmp_path, workload.encrypted, text.encode())
+    assert said["failed"] == "attest broker-not-configured"

@@ -1,0 +1,247 @@
+"""A sandbox with nothing simulated but the hypervisor: the command line, the shim, the Cloud
+Hypervisor driver, the agent, crun and the container are real, and a life takes a second.
+
+The life cycle's cases are those of tests/system/test_lifecycle.py, which run there in a real VM and
+against runc. What follows them here is what no real VM can be asked for.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fixtures import cli, oci
+from simulators import openapi
+from system.test_lifecycle import (  # noqa: F401 - they are collected here
+    test_a_bad_id_is_refused,
+    test_a_malformed_config_is_an_error_before_anything_starts,
+    test_a_missing_bundle_is_named,
+    test_a_missing_program_is_named,
+    test_a_program_that_is_not_executable_is_named,
+    test_a_whole_life,
+    test_an_unknown_container,
+    test_death_by_signal_is_128_plus_n,
+    test_delete_force_of_a_created_and_of_a_running_container,
+    test_kill_ends_a_program_by_name_and_number,
+    test_list_and_features,
+    test_run_passes_stdio_and_the_exit_code,
+)
+
+pytestmark = pytest.mark.root
+
+SHIM = cli.ROOT / "tests/simulators/shim_on_simulator.py"
+IMAGE = "registry.test/test/busybox:1"
+SECONDS = 20.0
+BOOT_SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`sealrun` below a prefix, with a guest image that is just large enough to be looked at."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    launcher = prefix / "launcher"
+    launcher.write_text(f'#!/bin/sh\nexec {SHIM} "$@"\n')
+    launcher.chmod(0o755)
+    program = cli.install(prefix, launcher)
+    guest = prefix / "share/sealrun/guest"
+    guest.mkdir(parents=True)
+    kernel = bytes(0x202) + b"HdrS"  # a bzImage's magic
+    (guest / "vmlinuz").write_bytes(kernel)
+    (guest / "initrd").touch()
+    manifest = {
+        "kernel": {"file": "vmlinuz", "bytes": len(kernel), "version": "6.1"},
+        "initrd": {"file": "initrd", "bytes": 0},
+    }
+    (guest / "manifest.json").write_text(json.dumps(manifest))
+    (prefix / "share/sealrun/sealrun.toml").write_text(f"[vm]\nboot_timeout = {BOOT_SECONDS}\n")
+    return program
+
+
+@pytest.fixture
+def runtime(program: Path, tmp_path: Path) -> Iterator[oci.Runtime]:
+    """The command line with a state root of its own; nothing of it may be left at the end."""
+    runtime = oci.Runtime("sealrun", str(program), tmp_path / "root", {"io.sealrun.image": IMAGE})
+    yield runtime
+    runtime.clean()
+    wait_until(lambda: not processes(runtime))
+    assert not runtime.root.exists() or not list(runtime.root.iterdir())
+    for mark in Path("/sys/fs/cgroup").glob("**/sealrun"):  # in a VM they would end with it
+        for cgroup in (*mark.glob("*/"), mark):
+            with contextlib.suppress(OSError):  # another test's, perhaps
+                cgroup.rmdir()
+
+
+@pytest.fixture
+def make(runtime: oci.Runtime, tmp_path: Path):
+    """make(script, **process) -> a bundle. Its root file system is never looked at.
+
+    Without rules for devices: in a VM crun may load the BPF program that they need, here perhaps
+    not."""
+
+    def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
+        bundle = oci.bundle(tmp_path / name, tmp_path, script, runtime.annotations, **process)
+        linux = json.loads((bundle / "config.json").read_text())["linux"]
+        return oci.edit(bundle, {"linux": linux | {"resources": {}}})
+
+    return make_bundle
+
+
+@pytest.fixture
+def sandbox(runtime: oci.Runtime, make, tmp_path: Path):
+    """sandbox(script, **annotations of the test): a container that was created, its directory."""
+
+    def create(script: str = "sleep 1000", **switches: str) -> Path:
+        runtime.annotations |= {
+            f"test.{name.replace('_', '-')}": value for name, value in switches.items()
+        }
+        created = runtime.create(make(script), "c1")
+        assert created.ok, created.stderr
+        return runtime.root / "c1"
+
+    return create
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes(runtime: oci.Runtime) -> list[str]:
+    """What runs in or for a sandbox of this test: shim, VMM and the guest's processes."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            if str(runtime.root) in command + os.readlink(f"/proc/{pid}/cwd"):
+                found.append(command)
+    return found
+
+
+def vmm(directory: Path) -> int:
+    """The pid of the VMM."""
+    lines = (directory / "processes").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("vmm "))
+
+
+def ended(runtime: oci.Runtime) -> str:
+    """Why the sandbox ended; its stand-in has gone with it."""
+    state = runtime.wait_for("c1", "stopped", SECONDS)
+    assert state["annotations"]["io.sealrun.exit-code"] == "137"
+    reason: str = state["annotations"]["io.sealrun.exit-reason"]
+    return reason
+
+
+# --- the sandbox's ends that its VMM brings about ------------------------------------------------
+
+
+def test_the_state_names_the_vmm(runtime: oci.Runtime, sandbox) -> None:
+    sandbox()
+    state = runtime.state("c1")
+    assert state is not None
+    assert state["annotations"]["io.sealrun.vmm"] == "cloud-hypervisor/kvm"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "cloud-hypervisor ended with signal 9"),
+        (signal.SIGUSR1, "the guest failed: it reset itself"),
+        (signal.SIGUSR2, "the guest failed: its kernel panicked"),
+        (signal.SIGTERM, "the guest powered off"),
+    ],
+)
+def test_the_vm_ends(runtime: oci.Runtime, sandbox, number: int, reason: str) -> None:
+    directory = sandbox()
+    assert runtime("start", "c1").ok
+    pid = runtime.wait_for("c1", "running")["pid"]
+    os.kill(vmm(directory), number)
+    assert reason in ended(runtime)
+    wait_until(lambda: not oci.alive(pid))
+
+
+def test_a_reset_is_not_survived_by_a_second_guest(runtime: oci.Runtime, sandbox) -> None:
+    """Cloud Hypervisor boots the guest anew in the same process, and it would come to greet."""
+    directory = sandbox()
+    os.kill(vmm(directory), signal.SIGUSR1)
+    assert "the guest failed" in ended(runtime)
+    assert (directory / "shim.log").read_text().count("hello: ") == 1
+
+
+def test_a_vmm_that_hangs_does_not_hold_up_a_delete(runtime: oci.Runtime, sandbox) -> None:
+    directory = sandbox()
+    os.kill(vmm(directory), signal.SIGSTOP)
+    started = time.monotonic()
+    assert runtime("delete", "--force", "c1").ok
+    assert time.monotonic() - started < SECONDS
+    assert runtime.state("c1") is None
+
+
+# --- and a create that fails because of it -------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["vmm.ping", "vm.create", "vm.boot"])
+@pytest.mark.parametrize(
+    ("misbehaviour", "text"),
+    [
+        ("die", "cloud-hypervisor gave no answer to {call}: "),
+        ("hang", "cloud-hypervisor did not answer {call} in 2 s"),
+        ("garble", "cloud-hypervisor gave no answer to {call}: an answer does not begin"),
+        ("refuse", "cloud-hypervisor refused {call}: The VM could not boot: it was told to: "),
+    ],
+)
+def test_a_vmm_that_fails_fails_the_create(
+    runtime: oci.Runtime, make, call: str, misbehaviour: str, text: str
+) -> None:
+    runtime.annotations |= {
+        "test.simulator": f"{misbehaviour}={call}",
+        "test.launch-seconds": "2",
+    }
+    outcome = runtime.create(make("true"), "c1")
+    assert outcome.status == 1
+    assert f"cannot boot the VM: {text.format(call=call)}" in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1
+    assert runtime.state("c1") is None
+
+
+def test_too_old_a_vmm_is_refused_with_the_remedy(runtime: oci.Runtime, make) -> None:
+    runtime.annotations |= {"test.simulator": "version=51.0.0"}
+    outcome = runtime.create(make("true"), "c1")
+    assert outcome.status == 1
+    assert "cannot use cloud-hypervisor 51.0.0: it is too old; install" in outcome.stderr
+
+
+def test_a_guest_that_never_says_a_word(runtime: oci.Runtime, make) -> None:
+    runtime.annotations |= {"test.simulator": "guest=none"}
+    outcome = runtime.create(make("true"), "c1")
+    assert outcome.status == 1
+    assert "the guest did not say a word within 10 s" in outcome.stderr
+
+
+# --- the simulator itself ------------------------------------------------------------------------
+
+
+def test_every_request_was_judged() -> None:
+    if openapi.SPECIFICATION is None:
+        pytest.skip("../shared/reference has no OpenAPI description: nothing was judged here")
+    with pytest.raises(openapi.Violation):
+        openapi.check_request("PUT", "vm.create", b"{}")
+
+
+def test_an_installed_sealrun_cannot_select_it(tmp_path: Path) -> None:
+    """No product file names it, and configuration leads to the look at the host's own KVM."""
+    for room in ("runtime", "vmm", "guest-agent", "key-broker", "config", "install.sh"):
+        place = cli.ROOT / room
+        files = (
+            [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
+        )
+        for path in files:
+            if "__pycache__" not in path.parts:
+                text = path.read_bytes()
+                assert b"simulators" not in text, path
+                assert b"kvm_obstacle=" not in text, path

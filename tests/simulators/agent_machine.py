@@ -1,0 +1,164 @@
+"""The real agent as PID 1 of namespaces instead of a VM: real channel, real crun, real containers.
+
+Started by fixtures/agent.py, as root, under `unshare` with namespaces of its own for pids, mounts,
+network, IPC, UTS and cgroups. Its arguments: the descriptor of the byte stream, and the kind of TEE
+to claim. What differs from a VM: the clock is left alone, and images come from busybox instead of a
+registry. The reference, without "registry.test/" before it and ":1" behind it, chooses what the
+simulated pull does:
+
+    test/busybox            a root file system with busybox, at once
+    test/scratch            a root file system that has /busybox and nothing else
+    test/dial/HOST/PORT     the same; what the endpoint sends until it ends is left in /fetched
+    test/fail               a VerifyError
+    test/bug                an exception that nobody expected
+    test/wait               progress until the container is not wanted any more
+"""
+
+import ctypes
+import os
+import shutil
+import socket
+import sys
+import time
+
+from sealrun_agent.container.surroundings import Order, Rootfs
+from sealrun_agent.errors import AttestError, DialFailed, PullError, VerifyError
+from sealrun_agent.policy import Policy
+from sealrun_agent.service import Machine, serve
+from sealrun_protocol.errors import ErrorCode, Phase
+from sealrun_protocol.init_data import InitData
+
+DIRECTORY = "/run/sealrun"
+DIGEST = "sha256:" + "5" * 64
+APPLETS = (
+    "sh",
+    "cat",
+    "echo",
+    "sleep",
+    "id",
+    "env",
+    "hostname",
+    "head",
+    "dd",
+    "ls",
+    "mount",
+    "yes",
+    "wc",
+    "mkdir",
+    "stty",
+    "tty",
+    "test",
+    "tr",
+    "printf",
+    "ps",
+    "touch",
+    "rm",
+    "true",
+)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class BusyboxImages:
+    """Root file systems made of this machine's busybox."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def prepare(self, order: Order) -> Rootfs:
+        """See the module's docstring."""
+        order.progress(Phase.PULL, f"pulling {order.reference}", 0, 100)
+        fetched = b""
+        match order.reference.removeprefix("registry.test/").removesuffix(":1").split("/"):
+            case ["test", "busybox"]:
+                pass
+            case ["test", "scratch"]:
+                root = f"{DIRECTORY}/rootfs/{order.container}"
+                os.makedirs(root)
+                shutil.copy("/bin/busybox", f"{root}/busybox")
+                return Rootfs(root, DIGEST)
+            case ["test", "dial", host, port]:
+                fetched = _fetch(order, host, int(port))
+            case ["test", "fail"]:
+                raise VerifyError(ErrorCode.DIGEST_MISMATCH, "layer sha256:0:\nnot what it says")
+            case ["test", "bug"]:
+                raise ZeroDivisionError("nobody expected this")
+            case ["test", "wait"]:
+                while True:
+                    order.progress(Phase.PULL, "waiting", 1, 100)
+                    time.sleep(0.05)
+            case _:
+                raise PullError(ErrorCode.IMAGE_NOT_FOUND, f"no image {order.reference}")
+        root = f"{DIRECTORY}/rootfs/{order.container}"
+        os.makedirs(f"{root}/bin")
+        os.makedirs(f"{root}/etc")
+        shutil.copy("/bin/busybox", f"{root}/bin/busybox")
+        for name in APPLETS:
+            os.symlink("busybox", f"{root}/bin/{name}")
+        for directory in (root, f"{root}/bin"):
+            _programs(directory)
+        with open(f"{root}/fetched", "wb") as file:
+            file.write(fetched)
+        return Rootfs(root, DIGEST)
+
+    def release(self, container: str) -> None:
+        """Remove what `prepare` made."""
+        shutil.rmtree(f"{DIRECTORY}/rootfs/{container}", ignore_errors=True)
+
+
+def _programs(directory: str) -> None:
+    """Files that cannot be executed, each for another reason."""
+    for name, content, mode in (
+        ("not-executable", "#!/bin/sh\n", 0o644),
+        ("no-interpreter", "#!/bin/nothing\n", 0o755),
+        ("garbage", "garbage", 0o755),
+    ):
+        with open(f"{directory}/{name}", "w") as file:
+            file.write(content)
+        os.chmod(f"{directory}/{name}", mode)
+
+
+def _fetch(order: Order, host: str, port: int) -> bytes:
+    try:
+        with order.dial(host, port) as connection:
+            connection.sendall(b"give\n" * 100_000)
+            connection.shutdown(socket.SHUT_WR)
+            received = []
+            while data := connection.recv(65536):
+                received.append(data)
+    except DialFailed as error:
+        code = ErrorCode.ENDPOINT_REFUSED if error.refused else ErrorCode.REGISTRY_UNREACHABLE
+        raise PullError(code, str(error)) from error
+    return b"".join(received)
+
+
+def _mount(kind: str, target: str, options: str = "") -> None:
+    if _LIBC.mount(kind.encode(), target.encode(), kind.encode(), 0, options.encode()) != 0:
+        raise OSError(ctypes.get_errno(), f"mount {target}")
+
+
+def check_init_data(init_data: InitData) -> None:
+    """As if the VM had been launched with another document wherever this one says so."""
+    if b"another" in init_data.text:
+        raise AttestError(ErrorCode.INIT_DATA_MISMATCH, "the init-data is not the VM's")
+
+
+def main() -> None:
+    """Set up what a VM would have, serve, and end as a VM does: with everything in it."""
+    detach = 2
+    _LIBC.umount2(b"/sys/fs/cgroup", detach)
+    _mount("cgroup2", "/sys/fs/cgroup")
+    _mount("tmpfs", "/run", "mode=0755")
+    machine = Machine(
+        tee=sys.argv[2],
+        directory=DIRECTORY,
+        check_init_data=check_init_data,
+        set_hostname=socket.sethostname,
+        set_clock=lambda _nanoseconds: None,
+        images=BusyboxImages,
+    )
+    serve(int(sys.argv[1]), machine)
+    print("the agent has ended", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+#!/usr/bin/python3 -ISE
+"""The real shim with a VM that is a sleeping process, for tests in which the test plays the guest.
+
+    shim_without_vm.py --directory DIR --listen-fd N
+
+The guest's end of the channel is whoever connects to DIR/channel.sock. Killing the sleeping process
+is the VM's death. Nothing in the product selects this driver: it comes in as a Python argument.
+"""
+
+import os
+import sys
+
+_ROOT = os.path.realpath(__file__).removesuffix("/tests/simulators/shim_without_vm.py")
+_VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+sys.path[:0] = [f"{_ROOT}/{room}" for room in ("runtime", "vmm", "guest-agent")]
+sys.path += [f"{_ROOT}/build/venv/lib/{_VERSION}/site-packages", f"{_ROOT}/site-packages"]
+
+from sealrun_runtime.handover import Handover  # noqa: E402
+from sealrun_runtime.shim import shared_root  # noqa: E402
+from sealrun_runtime.shim.machine import Plan  # noqa: E402
+from sealrun_runtime.shim.main import main  # noqa: E402
+from sealrun_vmm.driver import DriverName, MachineExit  # noqa: E402
+from sealrun_vmm.errors import HostUnfit  # noqa: E402
+from sealrun_vmm.process import VmmProcess, spawn  # noqa: E402
+from sealrun_vmm.spec import Accelerator, Tee, VmSpec  # noqa: E402
+
+
+class SleepingMachine:
+    """A VM without anything in it."""
+
+    def __init__(self, process: VmmProcess) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait(self) -> MachineExit:
+        code = await self._process.wait()
+        return MachineExit(orderly=False, reason=f"killed by signal {-code}")
+
+    async def stop(self) -> None:
+        await self._process.kill()
+
+
+class SleepingDriver:
+    """Launches it, unless the operator asked for more memory than a joke has."""
+
+    def check(self, spec: VmSpec) -> None:
+        if spec.memory_mib == 4096:
+            raise HostUnfit("cannot find qemu", remedy="install it")
+
+    async def launch(self, spec: VmSpec, directory: str) -> SleepingMachine:
+        self.check(spec)
+        return SleepingMachine(
+            spawn(("/bin/sleep", "600"), directory, output="out", errors="vmm.log")
+        )
+
+
+def plan(handover: Handover) -> Plan:
+    """What the shim boots."""
+    spec = VmSpec(
+        name=handover.id,
+        accelerator=Accelerator.TCG,
+        cpus=handover.config.vm.cpus,
+        memory_mib=handover.config.vm.memory,
+        kernel="/none",
+        initrd="/none",
+        cmdline="",
+        shares=shared_root.shares(handover, Tee.NONE),
+    )
+    return Plan(DriverName.QEMU, SleepingDriver(), spec)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], plan))

@@ -1,0 +1,79 @@
+"""What a simulated VM boots: the real agent as PID 1 of namespaces of its own, or a process that
+sleeps. It dies with whoever started it."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+AGENT_PORT = 1024
+_NAMESPACES = "--fork --pid --kill-child --mount --mount-proc --net --ipc --uts --cgroup"
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class Guest:
+    """One boot. Its console is our standard output."""
+
+    def __init__(self, vsock: str, *, agent: bool) -> None:
+        """vsock: the path of the hybrid vsock's socket. agent: whether one runs in it."""
+        if agent:
+            with socket.socket(socket.AF_UNIX) as channel:
+                # As the VMM does when the guest connects to CID 2.
+                channel.connect(f"{vsock}_{AGENT_PORT}")
+                program = str(ROOT / "tests/simulators/agent_machine.py")
+                command = ["unshare", *_NAMESPACES.split(), sys.executable, program]
+                self._process = _start([*command, str(channel.fileno()), "none"], channel.fileno())
+        else:
+            self._process = _start(["/bin/sleep", "1000"])
+        self.pidfd = os.pidfd_open(self._process.pid)
+
+    def kill(self) -> None:
+        """Pull its plug."""
+        self.signal(signal.SIGCONT)
+        self._process.kill()
+        self.reap()
+
+    def reap(self) -> None:
+        """It is ending, or was killed."""
+        self._process.wait()
+        os.close(self.pidfd)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all its processes, as stopping the virtual CPUs would stop them."""
+        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _start(command: list[str], *descriptors: int) -> "subprocess.Popen[bytes]":
+    path = os.pathsep.join([str(ROOT / "guest-agent"), *sys.path])
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before the kernel was asked
+            os._exit(1)
+
+    return subprocess.Popen(
+        command,
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": path},
+        preexec_fn=die_with_parent,  # noqa: PLW1509
+    )
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                found += [int(child), *_descendants(int(child))]
+    return found

@@ -1,0 +1,164 @@
+"""The real Cloud Hypervisor, the one on PATH; it is no package of Debian's, so there may be none, and
+then these tests are skipped and say so.
+
+It needs KVM. Where this host has it, the tests run on this host. Where not, one test boots a machine
+that QEMU emulates with KVM in it, on this host's own files, and runs this file there.
+"""
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fixtures import hypervisor_cases, oci
+from fixtures.outer_machine import OuterMachine
+from sealrun_vmm import assets, cmdline, kvm
+from sealrun_vmm.cloud_hypervisor import landlock
+from sealrun_vmm.cloud_hypervisor.driver import CloudHypervisorDriver
+from sealrun_vmm.driver import MachineExit
+from sealrun_vmm.spec import Accelerator, VmSpec
+from system.test_lifecycle import (  # noqa: F401 - they are collected here
+    rootfs,
+    test_a_whole_life,
+    test_delete_force_of_a_created_and_of_a_running_container,
+    test_run_passes_stdio_and_the_exit_code,
+)
+
+BINARY = shutil.which("cloud-hypervisor")
+KVM_OBSTACLE = kvm.obstacle()
+ROOT = Path(__file__).parents[2]
+OUTER_SECONDS = 600
+CACHE = "/var/cache/sealrun/guest-image"  # install.sh filled it
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.root,
+    pytest.mark.skipif(BINARY is None, reason="there is no cloud-hypervisor on PATH"),
+]
+
+
+@pytest.fixture(autouse=True)
+def place(request: pytest.FixtureRequest) -> None:
+    """Most of these tests need KVM, and one is for hosts without."""
+    outer = request.function is test_in_a_machine_with_kvm
+    if outer and KVM_OBSTACLE is None:
+        pytest.skip("this host has KVM: the tests run on it")
+    if not outer and KVM_OBSTACLE is not None:
+        pytest.skip(f"KVM cannot be used here ({KVM_OBSTACLE}): see test_in_a_machine_with_kvm")
+
+
+def test_in_a_machine_with_kvm(tmp_path: Path) -> None:
+    assert BINARY is not None
+    options = "-v -p no:cacheprovider --color=no --basetemp=/run/pytest -o faulthandler_timeout=120"
+    command = f"{sys.executable} -I -m pytest {options} {__file__}"
+    path = os.pathsep.join([os.path.dirname(BINARY), os.environ["PATH"]])
+    console = OuterMachine(tmp_path, CACHE).run(command, ROOT, path, OUTER_SECONDS)
+    assert "status: 0" in console.splitlines()
+    assert " passed" in console
+
+
+# --- with KVM ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(operator_settings: Callable[[str], None]) -> None:
+    """The driver is chosen by configuration alone."""
+    bare = str(landlock.obstacle() is not None).lower()
+    operator_settings(
+        f'[vm]\ndriver = "cloud-hypervisor"\ncloud_hypervisor = "{BINARY}"\ninsecure_no_landlock = {bare}\n'
+    )
+
+
+@pytest.fixture
+def runtime(
+    settings: None, busybox_annotations: dict[str, str], tmp_path: Path
+) -> Iterator[oci.Runtime]:
+    binary = shutil.which("sealrun")
+    assert binary, "sealrun is not installed: run tests/run"
+    runtime = oci.Runtime("sealrun", binary, tmp_path / "root", dict(busybox_annotations))
+    yield runtime
+    runtime.clean()
+
+
+@pytest.fixture
+def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):  # noqa: F811
+    """As of test_lifecycle."""
+
+    def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
+        return oci.bundle(tmp_path / name, rootfs, script, runtime.annotations, **process)
+
+    return make_bundle
+
+
+def guest_image() -> Path:
+    """The guest image of the installed sealrun, or of a checkout's."""
+    library = Path(shutil.which("sealrun") or "").resolve().parents[2]
+    installed = library.parents[1] / "share/sealrun/guest"
+    return installed if installed.is_dir() else library / "build/guest"
+
+
+@pytest.fixture
+def spec() -> VmSpec:
+    guest = assets.locate(str(guest_image()))
+    return VmSpec(
+        name="x",
+        accelerator=Accelerator.KVM,
+        cpus=1,
+        memory_mib=512,
+        kernel=guest.kernel,
+        initrd=guest.initrd,
+        cmdline=cmdline.base(Accelerator.KVM),
+        landlock=landlock.obstacle() is None,
+    )
+
+
+def test_the_interface(spec: VmSpec, tmp_path: Path) -> None:
+    """It is what the simulator stands for."""
+    assert BINARY is not None
+    asyncio.run(hypervisor_cases.run(BINARY, tmp_path, spec))
+
+
+def test_a_guest_that_panics_is_not_booted_again(spec: VmSpec, tmp_path: Path) -> None:
+    assert BINARY is not None
+    (tmp_path / "cut").write_bytes(Path(spec.initrd).read_bytes()[: 8 << 20])
+    broken = dataclasses.replace(spec, initrd=str(tmp_path / "cut"))
+
+    async def end() -> MachineExit:
+        machine = await CloudHypervisorDriver(BINARY or "").launch(broken, str(tmp_path))
+        return await asyncio.wait_for(machine.wait(), hypervisor_cases.SECONDS)
+
+    ended = asyncio.run(end())
+    assert not ended.orderly
+    assert ended.reason.startswith("the guest failed: Kernel panic - not syncing: ")
+    assert (tmp_path / "console.log").read_text(errors="replace").count("Kernel panic") <= 2
+
+
+@pytest.mark.parametrize("confined", [True, False])
+def test_landlock_keeps_it_to_its_files(spec: VmSpec, tmp_path: Path, confined: bool) -> None:
+    if confined and (obstacle := landlock.obstacle()) is not None:
+        pytest.skip(f"Landlock cannot be used here: {obstacle}")
+    assert BINARY is not None
+    asyncio.run(
+        hypervisor_cases.reach_out(
+            BINARY, tmp_path, dataclasses.replace(spec, landlock=confined), refused=confined
+        )
+    )
+
+
+def test_the_vmm_is_killed(runtime: oci.Runtime, make) -> None:
+    assert runtime.create(make("sleep 1000"), "c1").ok
+    state = runtime.state("c1")
+    assert state is not None
+    assert state["annotations"]["io.sealrun.vmm"] == "cloud-hypervisor/kvm"
+    lines = (runtime.root / "c1/processes").read_text().splitlines()
+    (vmm,) = (int(line.split()[1]) for line in lines if line.startswith("vmm "))
+    os.kill(vmm, signal.SIGKILL)
+    state = runtime.wait_for("c1", "stopped")
+    reason = state["annotations"]["io.sealrun.exit-reason"]
+    assert "cloud-hypervisor ended with signal 9" in reason
+    assert not oci.alive(vmm)

@@ -1,0 +1,72 @@
+"""The features document claims what the guest accepts, and no more."""
+
+import pytest
+from sealrun_agent.container import mounts
+from sealrun_agent.container.linux import accept_linux
+from sealrun_agent.container.runtime_spec import Linux, Mount, Namespace, Seccomp
+from sealrun_agent.errors import StartError
+from sealrun_runtime.commands import features
+
+REFUSED_BY_KIND = {"bind", "rbind", "tmpcopyup"}
+
+
+@pytest.mark.parametrize("option", sorted(set(features.MOUNT_OPTIONS) - REFUSED_BY_KIND))
+def test_mount_options_are_accepted(option: str) -> None:
+    for kind in ("proc", "sysfs", "mqueue", "tmpfs", "devpts", "cgroup"):
+        (mount,) = mounts.accept_mounts([Mount("/x", kind, kind, (option,))])
+        assert mount.options == (option,)
+
+
+def test_mount_options_of_one_kind() -> None:
+    mounts.accept_mounts([Mount("/x", "tmpfs", "tmpfs", ("tmpcopyup",))])
+    for option in ("bind", "rbind"):
+        mounts.accept_mounts([Mount("/etc/hosts", "", "/x", (option,))])
+
+
+@pytest.mark.parametrize("option", ["shared", "rshared", "unbindable", "rro", "nosymfollow"])
+def test_what_is_refused_is_not_claimed(option: str) -> None:
+    assert option not in features.MOUNT_OPTIONS
+    with pytest.raises(StartError):
+        mounts.accept_mounts([Mount("/x", "tmpfs", "tmpfs", (option,))])
+
+
+def test_namespaces() -> None:
+    linux = features.document()["linux"]
+    assert isinstance(linux, dict)
+    for kind in linux["namespaces"]:
+        accept_linux(Linux(namespaces=(Namespace(kind),)))
+    for kind in ("user", "time"):
+        assert kind not in linux["namespaces"]
+        with pytest.raises(StartError):
+            accept_linux(Linux(namespaces=(Namespace(kind),)))
+
+
+def test_seccomp() -> None:
+    seccomp = features.SECCOMP
+    actions, archs, flags = seccomp["actions"], seccomp["archs"], seccomp["knownFlags"]
+    assert isinstance(actions, list)
+    assert isinstance(archs, list)
+    assert isinstance(flags, list)
+    for action in actions:
+        accept_linux(
+            Linux(
+                seccomp=Seccomp(
+                    defaultAction=action, architectures=tuple(archs), flags=tuple(flags)
+                )
+            )
+        )
+    for action in ("SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE"):
+        with pytest.raises(StartError):
+            accept_linux(Linux(seccomp=Seccomp(defaultAction=action)))
+
+
+def test_the_shape_of_the_document() -> None:
+    document = features.document()
+    assert document["ociVersionMin"] == "1.0.0"
+    assert document["hooks"] == ["prestart", "createRuntime", "poststart", "poststop"]
+    linux = document["linux"]
+    assert isinstance(linux, dict)
+    assert len(linux["capabilities"]) == 41
+    for absent in ("apparmor", "selinux", "intelRdt"):
+        assert linux[absent] == {"enabled": False}
+    assert linux["mountExtensions"] == {"idmap": {"enabled": False}}

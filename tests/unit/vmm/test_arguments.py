@@ -1,0 +1,91 @@
+"""What QEMU is started with: golden files, rules that hold for any spec, and QEMU's own opinion."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sealrun_vmm import cmdline
+from sealrun_vmm.errors import SpecRefused
+from sealrun_vmm.qemu.arguments import arguments
+from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
+
+GOLDEN = Path(__file__).parents[2] / "golden/vmm"
+
+PLAIN = VmSpec(
+    name="web",
+    accelerator=Accelerator.TCG,
+    cpus=2,
+    memory_mib=512,
+    kernel="/guest/vmlinux",
+    initrd="/guest/initrd",
+    cmdline=cmdline.base(Accelerator.TCG),
+)
+SPECS = {
+    "plain-tcg": PLAIN,
+    "plain-kvm": dataclasses.replace(
+        PLAIN, accelerator=Accelerator.KVM, cmdline=cmdline.base(Accelerator.KVM)
+    ),
+    "everything": dataclasses.replace(
+        PLAIN,
+        disks=(
+            Disk(path="/var/lib/a,b.img", serial="scratch", readonly=False),
+            Disk(path="/var/lib/c.img", serial="layer", readonly=True),
+        ),
+        nics=(Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),),
+        shares=(Share(socket="share.sock", tag="bundle"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_golden(name: str, request: pytest.FixtureRequest) -> None:
+    lines = []
+    for word in arguments("/usr/bin/qemu-system-x86_64", SPECS[name]):
+        lines.append(f"  {shlex.quote(word)}" if lines and not word.startswith("-") else word)
+    rendered = "\n".join(lines) + "\n"
+    path = GOLDEN / f"qemu-{name}.txt"
+    if request.config.getoption("--golden"):
+        path.write_text(rendered)
+    assert rendered == path.read_text()
+
+
+def test_memory_is_shared_only_with_a_reason() -> None:
+    assert "share=on" not in " ".join(arguments("qemu", PLAIN))
+    shared = " ".join(arguments("qemu", SPECS["everything"]))
+    assert "memory-backend=ram" in shared
+    assert "memory-backend-memfd,id=ram,size=512M,share=on" in shared
+
+
+@pytest.mark.parametrize("tee", [tee for tee in Tee if tee is not Tee.NONE])
+def test_a_tee_is_never_left_out_silently(tee: Tee) -> None:
+    with pytest.raises(SpecRefused, match=f"cannot start a VM with {tee}"):
+        arguments("qemu", dataclasses.replace(PLAIN, tee=tee))
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_a_value_cannot_become_an_option(name: str) -> None:
+    command = arguments("qemu", dataclasses.replace(PLAIN, name=name))
+    value = command[command.index("-name") + 1]
+    assert value == "guest=" + name.replace(",", ",,")
+    assert len(command) == len(arguments("qemu", PLAIN))
+
+
+def test_relative_names_stay_in_the_state_directory() -> None:
+    # QEMU reads «nbd:x» or «fd:3» as a protocol where it expects a file.
+    command = " ".join(arguments("qemu", dataclasses.replace(PLAIN, channel="fd:3")))
+    assert "path=./fd:3," in command
+
+
+def test_an_emulated_guest_trusts_its_clock() -> None:
+    assert "tsc=reliable" in cmdline.base(Accelerator.TCG).split()
+    assert "tsc=reliable" not in cmdline.base(Accelerator.KVM).split()
+
+
+@pytest.mark.parametrize("accelerator", Accelerator)
+def test_a_panic_ends_the_vm(accelerator: Accelerator) -> None:
+    assert "panic=-1" in cmdline.base(accelerator).split()
+    spec = dataclasses.replace(PLAIN, accelerator=accelerator)
+    assert "-no-reboot" in arguments("qemu", spec)

@@ -1,0 +1,112 @@
+"""What Cloud Hypervisor is given: golden files, its own description of them, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from sealrun_vmm import cmdline
+from sealrun_vmm.cloud_hypervisor import config
+from sealrun_vmm.errors import SpecRefused
+from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
+from simulators import openapi
+
+GOLDEN = Path(__file__).parents[2] / "golden/vmm"
+
+PLAIN = VmSpec(
+    name="web",
+    accelerator=Accelerator.KVM,
+    cpus=2,
+    memory_mib=512,
+    kernel="/guest/vmlinux",
+    initrd="/guest/initrd",
+    cmdline=cmdline.base(Accelerator.KVM),
+)
+EVERYTHING = dataclasses.replace(
+    PLAIN,
+    disks=(
+        Disk(path="/var/lib/a,b.img", serial="scratch", readonly=False),
+        Disk(path="/var/lib/c.img", serial="layer", readonly=True),
+    ),
+    nics=(
+        Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),
+        Nic(tap_fd=8, mac="02:00:00:00:00:02", mtu=1500),
+    ),
+    shares=(Share(socket="share.sock", tag="bundle"), Share(socket="/run/x.sock", tag="y")),
+)
+SPECS = {
+    "plain": PLAIN,
+    "everything": EVERYTHING,
+    "no-landlock": dataclasses.replace(PLAIN, landlock=False),
+}
+
+
+def calls(spec: VmSpec) -> list[tuple[str, dict[str, object]]]:
+    """The calls with a body, in order."""
+    nets = [config.net_config(index, nic) for index, nic in enumerate(spec.nics)]
+    return [("vm.create", config.vm_config(spec)), *(("vm.add-net", net) for net in nets)]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_golden(name: str, request: pytest.FixtureRequest) -> None:
+    spec = SPECS[name]
+    command = config.command("/usr/bin/cloud-hypervisor", api=10, events=11)
+    lines = [" ".join(command)]
+    lines += [f"{call} {json.dumps(body, indent=2)}" for call, body in calls(spec)]
+    rendered = "\n".join(lines) + "\n"
+    path = GOLDEN / f"cloud-hypervisor-{name}.txt"
+    if request.config.getoption("--golden"):
+        path.write_text(rendered)
+    assert rendered == path.read_text()
+
+
+@pytest.mark.skipif(
+    openapi.SPECIFICATION is None, reason="../shared/reference has no OpenAPI description"
+)
+@pytest.mark.parametrize("name", SPECS)
+def test_cloud_hypervisors_own_description_allows_it(name: str) -> None:
+    for call, body in calls(SPECS[name]):
+        openapi.check_request("PUT", call, json.dumps(body).encode())
+
+
+@pytest.mark.skipif(
+    openapi.SPECIFICATION is None, reason="../shared/reference has no OpenAPI description"
+)
+def test_the_judge_sees_what_is_wrong() -> None:
+    for body in (
+        {**config.vm_config(PLAIN), "vsok": {}},
+        {**config.vm_config(PLAIN), "serial": {"mode": "tty"}},
+        {"cpus": {"boot_vcpus": 1}},
+        [],
+    ):
+        with pytest.raises(openapi.Violation):
+            openapi.check_request("PUT", "vm.create", json.dumps(body).encode())
+    for method, call, sent in (("PUT", "vm.boot", b"{}"), ("GET", "vm.boot", b"")):
+        with pytest.raises(openapi.Violation):
+            openapi.check_request(method, call, sent)
+    for status, answer in ((405, b'["x"]'), (204, b"{}"), (500, b"{}")):
+        with pytest.raises(openapi.Violation):
+            openapi.check_answer("PUT", "vm.create", status, answer)
+
+
+def test_memory_is_shared_only_with_a_reason() -> None:
+    assert config.vm_config(PLAIN)["memory"] == {"size": 512 << 20, "shared": False}
+    assert config.vm_config(EVERYTHING)["memory"]["shared"] is True
+
+
+def test_landlock_is_left_out_only_where_the_spec_says_so() -> None:
+    assert config.vm_config(PLAIN)["landlock_enable"] is True
+    loose = dataclasses.replace(PLAIN, landlock=False)
+    assert config.vm_config(loose)["landlock_enable"] is False
+
+
+@pytest.mark.parametrize("tee", [tee for tee in Tee if tee is not Tee.NONE])
+def test_a_tee_is_never_left_out_silently(tee: Tee) -> None:
+    with pytest.raises(SpecRefused, match=f"cannot start a VM with {tee}"):
+        config.vm_config(dataclasses.replace(PLAIN, tee=tee))
+
+
+def test_emulation_is_refused_with_the_remedy() -> None:
+    with pytest.raises(SpecRefused, match="with tcg in Cloud Hypervisor") as caught:
+        config.vm_config(dataclasses.replace(PLAIN, accelerator=Accelerator.TCG))
+    assert "qemu" in caught.value.remedy

@@ -1,0 +1,426 @@
+"""The driver with a program that behaves as Cloud Hypervisor does (simulators/cloud_hypervisor.py):
+every way a launch fails and a VM ends, with its reason, in time, and with nothing left behind."""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from sealrun_vmm import kvm
+from sealrun_vmm.cloud_hypervisor import landlock
+from sealrun_vmm.cloud_hypervisor.api import ApiError
+from sealrun_vmm.cloud_hypervisor.driver import CloudHypervisorDriver
+from sealrun_vmm.cloud_hypervisor.machine import STOP_SECONDS, CloudHypervisorMachine
+from sealrun_vmm.driver import DriverName, MachineExit, load
+from sealrun_vmm.errors import HostUnfit, LaunchFailed, SpecRefused, VmmError
+from sealrun_vmm.spec import Accelerator, Disk, Nic, VmSpec
+
+SIMULATOR = str(Path(__file__).parents[2] / "simulators/cloud_hypervisor.py")
+SECONDS = 20.0
+BUSY = 5.0  # what a bound may be exceeded by on a loaded machine
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> VmSpec:
+    # The smallest thing that has a bzImage's magic.
+    (tmp_path / "vmlinuz").write_bytes(bytes(0x202) + b"HdrS")
+    (tmp_path / "initrd").touch()
+    return VmSpec(
+        name="web",
+        accelerator=Accelerator.KVM,
+        cpus=1,
+        memory_mib=256,
+        kernel=str(tmp_path / "vmlinuz"),
+        initrd=str(tmp_path / "initrd"),
+        cmdline="quiet",
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> str:
+    (tmp_path / "sandbox").mkdir()
+    return str(tmp_path / "sandbox")
+
+
+Use = Callable[[CloudHypervisorMachine], Awaitable[None]]
+
+
+@pytest.fixture
+def boot(spec: VmSpec, directory: str, monkeypatch: pytest.MonkeyPatch):
+    """boot(use, switches): launch, use the machine, and its end; nothing may be left."""
+
+    def run(use: Use | None = None, switches: str = "", **changes: object) -> MachineExit:
+        monkeypatch.setenv("SIMULATOR", f"guest=none {switches}")
+        launch_seconds = float(changes.pop("launch_seconds", SECONDS))  # type: ignore[arg-type]
+        driver = CloudHypervisorDriver(
+            SIMULATOR, kvm_obstacle=lambda: None, launch_seconds=launch_seconds
+        )
+        changed = dataclasses.replace(spec, landlock=landlock.obstacle() is None, **changes)
+
+        async def main() -> MachineExit:
+            machine = await driver.launch(changed, directory)
+            try:
+                if use is not None:
+                    await use(machine)
+                return await asyncio.wait_for(machine.wait(), SECONDS)
+            finally:
+                await machine.stop()
+
+        before = set(os.listdir("/proc/self/fd"))
+        try:
+            return asyncio.run(main())
+        finally:
+            assert set(os.listdir("/proc/self/fd")) == before
+            # The guest's processes, which only the simulator has, die by a signal of the kernel's.
+            wait_until(lambda: not running(directory))
+
+    return run
+
+
+def running(directory: str) -> list[str]:
+    """Processes that work in `directory`."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/cwd") == directory:
+                found.append(Path(f"/proc/{pid}/cmdline").read_text())
+    return found
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + BUSY
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def send(number: int) -> Use:
+    async def use(machine: CloudHypervisorMachine) -> None:
+        os.kill(machine.pid, number)
+
+    return use
+
+
+async def stop(machine: CloudHypervisorMachine) -> None:
+    await machine.stop()
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+def test_stopped(boot, directory: str) -> None:
+    async def use(machine: CloudHypervisorMachine) -> None:
+        started = time.monotonic()
+        await machine.stop()
+        assert time.monotonic() - started < STOP_SECONDS, "in order, not by patience"
+        await machine.stop()
+
+    assert boot(use) == MachineExit(orderly=True, reason="the VM was stopped")
+    assert Path(directory, "vmm.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_stopped_while_it_hangs(boot) -> None:
+    async def use(machine: CloudHypervisorMachine) -> None:
+        os.kill(machine.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        await machine.stop()
+        assert STOP_SECONDS <= time.monotonic() - started < STOP_SECONDS + BUSY
+
+    assert boot(use).reason == "the VM was stopped"
+
+
+def test_the_guest_powers_off(boot) -> None:
+    async def use(machine: CloudHypervisorMachine) -> None:
+        children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text()
+        os.kill(int(children), signal.SIGKILL)
+
+    assert boot(use) == MachineExit(orderly=True, reason="the guest powered off")
+
+
+def test_the_vmm_dies(boot) -> None:
+    ended = boot(send(signal.SIGKILL))
+    assert ended == MachineExit(orderly=False, reason="cloud-hypervisor ended with signal 9")
+
+
+def test_the_guest_resets(boot, directory: str) -> None:
+    ended = boot(send(signal.SIGUSR1))
+    assert ended == MachineExit(orderly=False, reason="the guest failed: it reset itself")
+
+
+def test_the_guest_panics_and_says_why(boot, directory: str) -> None:
+    async def use(machine: CloudHypervisorMachine) -> None:
+        words = b"[ 1.0] Kernel panic - not syncing: Attempted to kill init!\r\n[ 1.1] CPU: 0\r\n"
+        with open(f"{directory}/console.log", "ab") as file:
+            file.write(words)
+        os.kill(machine.pid, signal.SIGUSR1)
+
+    ended = boot(use)
+    assert ended.reason == ("the guest failed: Kernel panic - not syncing: Attempted to kill init!")
+
+
+def test_the_guest_panics_by_pvpanic(boot) -> None:
+    ended = boot(send(signal.SIGUSR2))
+    assert ended == MachineExit(orderly=False, reason="the guest failed: its kernel panicked")
+
+
+def test_it_gives_up_with_status_0(boot, directory: str) -> None:
+    """As after an error of a virtual CPU."""
+
+    async def use(machine: CloudHypervisorMachine) -> None:
+        with open(f"{directory}/vmm.log", "ab") as file:
+            file.write(b"cloud-hypervisor: 1.2s: <vcpu0> ERROR:vmm/src/cpu.rs:1 -- VCPU error\n")
+        os.kill(machine.pid, signal.SIGTERM)
+
+    ended = boot(use)
+    assert not ended.orderly
+    assert ended.reason.startswith("cloud-hypervisor gave up: ")
+    assert ended.reason.endswith("VCPU error")
+
+
+@pytest.mark.parametrize(
+    ("event", "number"), [("rebooting", signal.SIGUSR1), ("shutdown", signal.SIGTERM)]
+)
+def test_events_that_cannot_be_read_end_it(boot, event: str, number: int) -> None:
+    ended = boot(send(number), f"garble-event={event}")
+    assert ended == MachineExit(
+        orderly=False, reason="cloud-hypervisor reports events that cannot be read"
+    )
+
+
+def test_events_that_cannot_be_read_during_the_launch(boot) -> None:
+    with pytest.raises(LaunchFailed) as caught:
+        boot(switches="garble-event=starting hang=vm.create")
+    assert str(caught.value) == (
+        "cannot boot the VM: cloud-hypervisor reports events that cannot be read"
+    )
+
+
+def test_many_events_are_drained(boot) -> None:
+    """More than the pipe holds."""
+    assert boot(stop, "events=300") == MachineExit(orderly=True, reason="the VM was stopped")
+
+
+# --- launches that fail --------------------------------------------------------------------------
+
+CALLS = ("vmm.ping", "vm.create", "vm.boot")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_dies_at_a_call(boot, call: str) -> None:
+    with pytest.raises(LaunchFailed) as caught:
+        boot(switches=f"die={call}")
+    text = str(caught.value)
+    assert text.startswith(f"cannot boot the VM: cloud-hypervisor gave no answer to {call}: ")
+    assert text.endswith("it dies here")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_hangs_at_a_call(boot, call: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(LaunchFailed) as caught:
+        boot(switches=f"hang={call}", launch_seconds=2)
+    assert 2 <= time.monotonic() - started < 2 + BUSY
+    assert str(caught.value) == (
+        f"cannot boot the VM: cloud-hypervisor did not answer {call} in 2 s"
+    )
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_answers_garbage(boot, call: str) -> None:
+    with pytest.raises(LaunchFailed, match=f"gave no answer to {call}: an answer does not begin"):
+        boot(switches=f"garble={call}")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_refuses(boot, call: str) -> None:
+    with pytest.raises(LaunchFailed) as caught:
+        boot(switches=f"refuse={call}")
+    assert str(caught.value) == (
+        f"cannot boot the VM: cloud-hypervisor refused {call}: "
+        "The VM could not boot: it was told to: by a test"
+    )
+
+
+def test_it_ends_at_once(spec: VmSpec, directory: str, tmp_path: Path) -> None:
+    binary = tmp_path / "cloud-hypervisor"
+    binary.write_text("#!/bin/sh\necho 'Error: cannot create hypervisor' >&2\nexit 1\n")
+    binary.chmod(0o755)
+    driver = CloudHypervisorDriver(str(binary), kvm_obstacle=lambda: None)
+    started = time.monotonic()
+    with pytest.raises(LaunchFailed, match=r"its log ends with: Error: cannot create hypervisor$"):
+        asyncio.run(driver.launch(dataclasses.replace(spec, landlock=False), directory))
+    assert time.monotonic() - started < BUSY
+
+
+def test_a_disk_that_is_missing(boot) -> None:
+    disk = Disk(path="/nowhere", serial="x", readonly=True)
+    with pytest.raises(LaunchFailed, match=r"refused vm.boot: .*Cannot open disk path: No such"):
+        boot(disks=(disk,))
+
+
+@pytest.mark.parametrize("version", ["51.1.0", "28.0.0", "?"])
+def test_too_old(boot, version: str) -> None:
+    with pytest.raises(HostUnfit, match="it is too old") as caught:
+        boot(switches=f"version={version}")
+    assert "52 or newer" in caught.value.remedy
+
+
+@pytest.mark.parametrize("version", ["52.0.0", "v53.1", "54.0.0-dev", "100.2"])
+def test_new_enough(boot, version: str) -> None:
+    assert boot(stop, f"version={version}").orderly
+
+
+def test_a_launch_that_is_called_off(
+    spec: VmSpec, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMULATOR", "hang=vm.boot")
+    driver = CloudHypervisorDriver(SIMULATOR, kvm_obstacle=lambda: None)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(
+            driver.launch(dataclasses.replace(spec, landlock=False), directory)
+        )
+        await asyncio.sleep(0.5)
+        assert running(directory)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not running(directory)
+
+    asyncio.run(main())
+
+
+# --- what is asked of it -------------------------------------------------------------------------
+
+
+def test_the_calls_in_their_order_with_open_taps(boot, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with tap() as first, tap() as second:
+        nics = (
+            Nic(tap_fd=first, mac="02:00:00:00:00:01", mtu=1450),
+            Nic(tap_fd=second, mac="02:00:00:00:00:02", mtu=1500),
+        )
+        assert boot(stop, f"trace={trace}", nics=nics).orderly
+    calls = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert [(method, name, fds) for method, name, _, fds in calls] == [
+        ("GET", "vmm.ping", 0),
+        ("PUT", "vm.create", 0),
+        ("PUT", "vm.add-net", 1),
+        ("PUT", "vm.add-net", 1),
+        ("PUT", "vm.boot", 0),
+        ("PUT", "vmm.shutdown", 0),
+    ]
+    assert json.loads(calls[3][2]) == {"id": "nic1", "mac": "02:00:00:00:00:02", "mtu": 1500}
+
+
+def test_something_else_than_a_tap(boot) -> None:
+    with open(os.devnull) as nothing:
+        nic = Nic(tap_fd=nothing.fileno(), mac="02:00:00:00:00:01", mtu=1500)
+        with pytest.raises(LaunchFailed, match=r"refused vm.boot: .*Using existing tap: "):
+            boot(nics=(nic,))
+
+
+def test_pause_and_resume(boot) -> None:
+    async def use(machine: CloudHypervisorMachine) -> None:
+        children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text()
+        stat = Path(f"/proc/{int(children)}/stat")
+        await machine.pause()
+        wait_until(lambda: stat.read_text().split()[2] == "T")
+        with pytest.raises(ApiError, match=r"^refused vm.pause: "):
+            await machine.pause()
+        await machine.resume()
+        wait_until(lambda: stat.read_text().split()[2] != "T")
+        await machine.stop()
+
+    assert boot(use).orderly
+
+
+def test_the_guests_way_to_the_shim(boot, directory: str) -> None:
+    """Whoever connects as the guest does lands where the shim listens."""
+
+    async def use(machine: CloudHypervisorMachine) -> None:
+        place = Path(directory, "vsock.sock_1024")
+        assert place.is_symlink()
+        assert os.readlink(place) == "channel.sock"
+        await machine.stop()
+
+    assert boot(use).orderly
+
+
+# --- what is refused beforehand ------------------------------------------------------------------
+
+
+def refused(spec: VmSpec, binary: str = "/bin/true", **options: object) -> VmmError:
+    driver = CloudHypervisorDriver(binary, **{"kvm_obstacle": lambda: None, **options})  # type: ignore[arg-type]
+    with pytest.raises(VmmError) as caught:
+        driver.check(spec)
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_no_binary(spec: VmSpec) -> None:
+    error = refused(spec, "/nowhere/cloud-hypervisor")
+    assert str(error) == "cannot find /nowhere/cloud-hypervisor"
+
+
+def test_no_kvm(spec: VmSpec) -> None:
+    error = refused(spec, kvm_obstacle=lambda: "the CPU shows neither vmx nor svm")
+    assert isinstance(error, HostUnfit)
+    assert str(error) == "cannot use KVM: the CPU shows neither vmx nor svm"
+
+
+def test_the_look_at_kvm_is_the_hosts_own_unless_a_test_says_otherwise(spec: VmSpec) -> None:
+    driver = load(DriverName.CLOUD_HYPERVISOR, "/bin/true")
+    loose = dataclasses.replace(spec, landlock=False)
+    if kvm.obstacle() is None:
+        driver.check(loose)
+    else:
+        with pytest.raises(HostUnfit, match="cannot use KVM: "):
+            driver.check(loose)
+
+
+def test_no_landlock(spec: VmSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landlock, "obstacle", lambda: "the kernel has none")
+    error = refused(spec)
+    assert str(error) == "cannot confine cloud-hypervisor by Landlock: the kernel has none"
+    assert "vm.insecure_no_landlock" in error.remedy
+    driver = CloudHypervisorDriver("/bin/true", kvm_obstacle=lambda: None)
+    driver.check(dataclasses.replace(spec, landlock=False))
+
+
+def test_a_kernel_without_pvh(spec: VmSpec) -> None:
+    loose = dataclasses.replace(spec, kernel="/bin/true", landlock=False)
+    error = refused(loose)
+    assert isinstance(error, SpecRefused)
+    assert str(error) == "cannot boot the guest's kernel /bin/true: it has no PVH entry point"
+
+
+def test_no_kernel_and_too_little_memory(spec: VmSpec) -> None:
+    loose = dataclasses.replace(spec, landlock=False)
+    assert "guest's kernel /nowhere" in str(refused(dataclasses.replace(loose, kernel="/nowhere")))
+    assert "MiB" in str(refused(dataclasses.replace(loose, memory_mib=64)))
+
+
+@contextlib.contextmanager
+def tap():
+    """An open tap device that nobody else knows."""
+    if not os.access("/dev/net/tun", os.W_OK):
+        pytest.skip("needs /dev/net/tun")
+    descriptor = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        # TUNSETIFF with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, linux/if_tun.h
+        try:
+            fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH22x", b"", 0x5002))
+        except PermissionError:
+            pytest.skip("needs the right to make a tap device")
+        yield descriptor
+    finally:
+        os.close(descriptor)
