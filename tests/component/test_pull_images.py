@@ -491,9 +491,8 @@ def test_no_space(plain_registry: Registry, layout: Path, tmp_path: Path) -> Non
     directory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(directory)], check=True)
     try:
-        puller = Puller(directory)
         reference = f"{plain_registry.address}/space/one:1"
-        error = refused(puller, reference, trusting(plain_registry))
+        error = refused(Puller(directory), reference, trusting(plain_registry))
         assert error.code is ErrorCode.NO_SPACE
         assert "of 2 MiB" in str(error)
         assert os.statvfs(directory).f_bfree > 450  # of 512 pages

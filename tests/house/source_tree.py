@@ -32,7 +32,8 @@ def files() -> Iterator[Path]:
         )
         for entry in sorted(entries):
             path = Path(directory, entry)
-            if not path.is_symlink() and path.suffix != ".pyc":
+            # In a second working tree of one repository .git is a file.
+            if not path.is_symlink() and path.suffix != ".pyc" and entry != ".git":
                 yield path
 
 

@@ -14,8 +14,8 @@ from sealrun_vmm.errors import VmmError
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.shim import shared_root
 from sealrun_runtime.settings import VmSettings
+from sealrun_runtime.shim import shared_root
 
 
 class Plan(NamedTuple):
@@ -72,6 +72,7 @@ def vm_spec(handover: Handover, image: GuestImage, accelerator: Accelerator) -> 
         kernel=image.kernel,
         initrd=image.initrd,
         cmdline=cmdline.base(accelerator),
+        shares=shared_root.shares(handover, Tee.NONE),
         landlock=not handover.config.vm.insecure_no_landlock,
         tee=Tee.NONE,
     )
