@@ -1,0 +1,322 @@
+"""One container of a sandbox: the requests about it, from `create` to its end.
+
+What ends it early ends the whole sandbox where nothing else is in there (`Surroundings.lose`).
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Final, Protocol
+
+from sealrun_protocol import messages
+from sealrun_protocol.errors import Phase
+from sealrun_protocol.messages import HostMessage, ProtocolViolation
+
+from sealrun_runtime.handover import Handover
+from sealrun_runtime.shim import agent, request, state
+from sealrun_runtime.shim.agent import Agent, Silence
+from sealrun_runtime.shim.cgroup import Cgroup
+from sealrun_runtime.shim.container import LIVE, Container
+from sealrun_runtime.shim.errors import (
+    CalledOff,
+    GuestFailed,
+    HostFailed,
+    ShimError,
+    VmmFailed,
+    WrongState,
+    wire_text,
+)
+from sealrun_runtime.shim.executions import SIGKILL, Executions
+from sealrun_runtime.shim.log import guest as log_guest
+from sealrun_runtime.shim.log import log
+from sealrun_runtime.shim.process import KILLED, Descriptors, Process
+from sealrun_runtime.shim.server import Progress
+from sealrun_runtime.shim.state import Status
+from sealrun_runtime.shim.steering import Steering
+from sealrun_runtime.shim.streams import Streams
+from sealrun_runtime.store import Directory
+
+KILL_SECONDS: Final = 5.0  # until a KILL that the guest does not answer takes the VM away
+KILLED_SECONDS: Final = 10.0  # until one that it answered and did not carry out does
+FLUSH_SECONDS: Final = (
+    2.0  # for output that nobody reads, where the container did not end by itself
+)
+REPORT_SECONDS: Final = 1.0  # for the ends of executed programs, after that of the container
+
+
+class Surroundings(Protocol):
+    """What a container needs of its sandbox."""
+
+    @property
+    def agent(self) -> Agent:
+        """Requests to the guest."""
+
+    @property
+    def streams(self) -> Streams | None:
+        """None until the VM was launched."""
+
+    @property
+    def failure(self) -> ShimError | None:
+        """Why the sandbox ends."""
+
+    def send(self, message: HostMessage) -> None:
+        """To the guest."""
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run a coroutine in a task whose failure ends the sandbox."""
+
+    async def ready(self) -> None:
+        """Return when the guest takes containers. Raises ShimError."""
+
+    async def gone(self) -> None:
+        """Return when nothing of the sandbox is left."""
+
+    def fail(self, error: ShimError) -> None:
+        """End the sandbox."""
+
+    def lose(self, member: "Member", error: ShimError) -> None:
+        """End the container before its time."""
+
+    def settle(self) -> None:
+        """A container is over."""
+
+
+class Member:
+    """Event loop only. over: nothing will be heard of it any more. hears its stand-in (link.Hearer)."""
+
+    def __init__(
+        self,
+        handover: Handover,
+        oci_config: bytes,
+        directory: Directory,
+        cgroup: Cgroup | None,
+        sandbox: Surroundings,
+    ) -> None:
+        self.handover = handover
+        self.over = False
+        self._oci_config, self._cgroup, self._sandbox = oci_config, cgroup, sandbox
+        self._container = Container(handover, directory)
+        self._executions = Executions(
+            handover.id, sandbox.agent, sandbox.send, sandbox.spawn, self._join_cgroup
+        )
+        self._steering = Steering(self._container, sandbox.agent, self._executions)
+        self._progress: Progress | None = None
+
+    @property
+    def id(self) -> str:
+        """The container's."""
+        return self.handover.id
+
+    @property
+    def status(self) -> Status:
+        """As in the state document."""
+        return self._container.status
+
+    @property
+    def ending(self) -> bool:
+        """Whether its program has ended."""
+        return self._container.ending
+
+    def note(self, name: str, value: str) -> None:
+        """Add an annotation to the state documents that follow."""
+        self._container.note(name, value)
+
+    # --- requests (see server.Requests) ----------------------------------------------------------
+
+    async def create(self, pid: int, given: Descriptors, progress: Progress) -> None:
+        """Takes the descriptors over. Raises ShimError."""
+        try:
+            streams = self._fit_to_create()
+        except ShimError:
+            given.close()
+            raise
+        self._progress = progress
+        try:
+            process = self._container.process = Process(
+                pid, given, streams, self, terminal=self.handover.container.terminal
+            )
+            self._join_cgroup(pid)
+            progress(Phase.BOOT.value, "waiting for the guest")
+            await self._sandbox.ready()
+            done = await self._sandbox.agent.request(
+                lambda number: request.create_container(
+                    number, self.handover, self._oci_config, process
+                ),
+                agent.CREATE_SECONDS,
+            )
+            self._container.expect(Status.CREATING)
+            self._container.created(wire_text(done.image_digest))
+        except ShimError as error:
+            self._sandbox.lose(self, error)
+            await self._sandbox.gone()
+            raise self._sandbox.failure or error from error
+        except asyncio.CancelledError:
+            self.call_off("whoever asked for the container went away")
+            raise
+        finally:
+            self._progress = None
+
+    async def start(self) -> None:
+        """Raises ShimError."""
+        self._container.expect(Status.CREATED)
+        try:
+            await self._sandbox.agent.request(
+                lambda number: messages.StartContainer(id=number, container=self.id),
+                agent.START_SECONDS,
+            )
+        except WrongState:
+            if self._sandbox.failure is not None:
+                raise
+            return  # the program ended, and its VM was taken away, before the answer was here
+        self._container.started()
+
+    async def execute(self, name: str, pid: int, given: Descriptors, config: bytes) -> None:
+        """Takes the descriptors over. Raises ShimError."""
+        streams = self._sandbox.streams
+        try:
+            self._container.expect(Status.RUNNING)
+            if self._container.ending or streams is None:
+                raise WrongState("the container has ended")
+        except ShimError:
+            given.close()
+            raise
+        await self._executions.run(name, pid, given, config, streams)
+
+    async def steer(self, verb: str, argument: str) -> str:
+        """Raises ShimError."""
+        return await self._steering.carry_out(verb, argument)
+
+    async def kill(self, signal: int, *, everything: bool) -> None:
+        """Raises ShimError."""
+        self._container.expect(*LIVE)
+        if signal == 0:  # only asks whether it is there
+            return
+        if signal == SIGKILL and self._container.ending:
+            self._container.hurry()
+            return
+        seconds = KILL_SECONDS if signal == SIGKILL else agent.SIGNAL_SECONDS
+        try:
+            await self._steering.signal(signal, everything=everything, seconds=seconds)
+        except Silence as error:
+            if signal != SIGKILL:
+                raise
+            text = f"killed, the guest did not answer: {error.text}"
+            self._sandbox.fail(GuestFailed(error.code, text))
+        if signal == SIGKILL:
+            asyncio.get_running_loop().call_later(KILLED_SECONDS, self._insist)
+
+    def call_off(self, reason: str) -> None:
+        """End it because nobody wants it any more; output that is still on its way to a reader who
+        does not read is given up."""
+        draining = self._container.ending
+        self._sandbox.lose(self, CalledOff(reason))
+        if draining:
+            self._container.hurry()
+
+    def _fit_to_create(self) -> Streams:
+        self._container.expect(Status.CREATING)
+        if self._progress is not None or self._sandbox.streams is None:
+            raise WrongState("the container is being created already")
+        return self._sandbox.streams
+
+    # --- its end ---------------------------------------------------------------------------------
+
+    def end(self, reason: str) -> None:
+        """It ends before its time, and so does its VM: the guest will not be heard any more."""
+        if self._container.status in LIVE:
+            if not self._container.ending:
+                self._container.ending = True
+                self._sandbox.spawn(self._finish(KILLED, reason, FLUSH_SECONDS))
+        else:
+            if self._container.status is Status.CREATING:
+                self._container.abandon(reason)
+            self.over = True
+            self._sandbox.settle()
+
+    def hurry(self) -> None:
+        """Wait no longer for whoever does not read its output."""
+        self._container.hurry()
+
+    async def dismiss(self) -> None:
+        """Wait, for a bounded time, until the stand-in has gone with its code."""
+        await self._container.dismiss()
+
+    def remove_cgroup(self) -> None:
+        """The last that is left of it on this host, but for its state directory."""
+        if self._cgroup is not None:
+            for path in self._cgroup.remove():
+                log.info("cgroup %s stays: it is in use", path)
+
+    async def end_executions(self) -> None:
+        """Nothing of the guest's will be heard any more."""
+        await self._executions.end(0.0, 0.0)
+
+    def _insist(self) -> None:
+        """A KILL was answered a while ago."""
+        if not self._container.ending:
+            self._sandbox.fail(VmmFailed("killed, the guest did not carry it out"))
+        else:
+            self._container.hurry()
+
+    async def _finish(self, code: int, reason: str, seconds: float | None) -> None:
+        settle = REPORT_SECONDS if seconds is None else 0.0
+        await asyncio.gather(
+            self._container.finish(code, reason, seconds),
+            self._executions.end(settle, FLUSH_SECONDS),
+        )
+        self.over = True
+        self._sandbox.settle()
+
+    # --- what the guest says ---------------------------------------------------------------------
+
+    def progressed(self, message: messages.Progress) -> None:
+        """To whoever waits for `create`, and into the log."""
+        text = wire_text(message.text)
+        if message.total_bytes > 0:
+            text += f" ({message.done_bytes >> 20}/{message.total_bytes >> 20} MiB)"
+        log_guest(f"{message.phase.value}: {text}")
+        if self._progress is not None:
+            self._progress(message.phase.value, text)
+
+    def exited(self, message: messages.ProcessExited) -> None:
+        """Raises ProtocolViolation."""
+        if message.process:
+            self._executions.exited(message)
+            return
+        if self._container.ending:
+            if self._sandbox.failure is None:
+                raise ProtocolViolation("a second end of the container")
+            return
+        if self._container.status is Status.CREATING:
+            raise ProtocolViolation("the end of a container that was not created")
+        log.info("the container ended with %d", message.code)
+        self._container.ending = True
+        if message.oom:
+            self.note(state.OOM, "true")
+        self._sandbox.spawn(self._finish(message.code, "", None))
+
+    # --- what its stand-in says (link.Hearer) ----------------------------------------------------
+
+    def resized(self) -> None:
+        """See link.Hearer."""
+        process = self._container.process
+        if process is not None and process.has_terminal and self._container.status in LIVE:
+            rows, columns = process.size
+            self._sandbox.send(
+                messages.ResizeTerminal(container=self.id, rows=rows, columns=columns)
+            )
+
+    def signalled(self, number: int) -> None:
+        """See link.Hearer. Engines signal a container by `kill`."""
+
+    def killed(self) -> None:
+        """See link.Hearer."""
+        self.call_off("its stand-in process was killed")
+
+    def _join_cgroup(self, pid: int) -> None:
+        if self._cgroup is None:
+            return
+        try:
+            self._cgroup.join(pid)
+        except OSError as error:
+            text = f"cannot put the stand-in into the cgroup: {error.strerror}"
+            raise HostFailed(text) from error
