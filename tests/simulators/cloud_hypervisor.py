@@ -17,7 +17,8 @@ device reports. The environment variable SIMULATOR holds what else is wanted, wo
 blanks; CALL is a call's name as "vm.boot":
 
     hang=CALL  die=CALL  garble=CALL  refuse=CALL   never answer it; end instead; answer nonsense; 500
-    version=V       the version to claim          guest=none  boot a process that only sleeps
+    version=V       the version to claim          features=F,G  what was built in
+    guest=none      boot a process that only sleeps
     garble-event=E  events=N                      cut the event E short; tell each event N times
     trace=PATH      append every request to PATH as a line of JSON
 """
@@ -102,7 +103,7 @@ class Vmm:
             "build_version": f"v{version}-simulated",
             "version": version,
             "pid": os.getpid(),
-            "features": ["fw_cfg", "igvm", "io_uring", "kvm", "sev_snp"],
+            "features": features(self._switches),
         }
 
     def vmm_shutdown(self, _: Any, __: list[int]) -> None:
@@ -409,6 +410,11 @@ def _failure(refusal: Refusal, name: str) -> Answer:
     return Answer(refusal.status, json.dumps(chain).encode())
 
 
+def features(switches: dict[str, str]) -> list[str]:
+    """What was built in."""
+    return switches.get("features", "fw_cfg,igvm,io_uring,kvm,sev_snp").split(",")
+
+
 def parse(words: list[str]) -> dict[str, str]:
     """The options; ends the program where it is given one that the real one does not have."""
     found = {}
@@ -424,11 +430,12 @@ def parse(words: list[str]) -> dict[str, str]:
 
 def main() -> None:
     """What the real one's main does."""
-    if sys.argv[1:] == ["--version"]:
-        print("cloud-hypervisor v54.0.0-simulated\nMigration Protocol Versions: 0")
+    switches = dict(word.partition("=")[::2] for word in os.environ.get("SIMULATOR", "").split())
+    if sys.argv[1:] == ["--version", "-v"]:
+        print(f"cloud-hypervisor v{switches.get('version', '54.0.0')}-simulated")
+        print(f"Migration Protocol Versions: 0\nEnabled features: {json.dumps(features(switches))}")
         return
     os.umask(0o077)
-    switches = dict(word.partition("=")[::2] for word in os.environ.get("SIMULATOR", "").split())
     options = parse(sys.argv[1:])
     api, events = (
         int(options[name].removeprefix("fd=")) for name in ("--api-socket", "--event-monitor")

@@ -11,6 +11,8 @@ from sealrun_vmm.cloud_hypervisor import landlock
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.spec import Accelerator, VmSpec
 
+SIMULATOR = str(Path(__file__).parents[2] / "simulators/cloud_hypervisor.py")
+
 
 @pytest.fixture
 def spec(tmp_path: Path) -> VmSpec:
@@ -30,7 +32,7 @@ def spec(tmp_path: Path) -> VmSpec:
 
 @pytest.fixture
 def settings() -> VmSettings:
-    return VmSettings(cloud_hypervisor="/bin/true")
+    return VmSettings(cloud_hypervisor=SIMULATOR)
 
 
 @pytest.mark.parametrize("name", DriverName)

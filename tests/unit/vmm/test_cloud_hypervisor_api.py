@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sealrun_vmm.cloud_hypervisor import events
-from sealrun_vmm.cloud_hypervisor.api import Api, ApiError, Ping
+from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
+from sealrun_vmm.cloud_hypervisor.program import Build
 from sealrun_vmm.cloud_hypervisor.events import Decoder, Event, Monitor
 
 Result = TypeVar("Result")
@@ -54,7 +55,7 @@ def talk(
 
 def test_ping() -> None:
     pong, sent = talk([with_body(PONG)], Api.ping)
-    assert pong == Ping(version="54.0.0", features=("kvm",))
+    assert pong == Build("54.0.0", frozenset({"kvm"}))
     assert sent == b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -94,7 +95,7 @@ def test_an_open_file_goes_with_the_request() -> None:
 def test_an_answer_in_pieces(cuts: list[int]) -> None:
     data = with_body(PONG)
 
-    async def main() -> Ping:
+    async def main() -> Build:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with ours, theirs:

@@ -12,6 +12,7 @@ import msgspec
 
 from sealrun_vmm import process
 from sealrun_vmm.cloud_hypervisor import http
+from sealrun_vmm.cloud_hypervisor.program import Build
 
 _ROOT: Final = "/api/v1/"
 _OK: Final = range(200, 300)
@@ -21,11 +22,11 @@ class ApiError(Exception):
     """A call that failed. The text ends a sentence that names Cloud Hypervisor as its subject."""
 
 
-class Ping(msgspec.Struct, frozen=True):
-    """What a VMM says of itself. version: "54.0.0"; features: as it was built."""
+class _Ping(msgspec.Struct, frozen=True):
+    """Of what it answers, what a Build holds."""
 
     version: str
-    features: tuple[str, ...] = ()
+    features: frozenset[str] = frozenset()
 
 
 class Api:
@@ -44,11 +45,12 @@ class Api:
         """No call works any more."""
         self._connection.close()
 
-    async def ping(self) -> Ping:
-        """Ask whether it is there."""
+    async def ping(self) -> Build:
+        """Ask whether it is there, and what it is."""
         body = await self._call("GET", "vmm.ping")
         try:
-            return msgspec.json.decode(body, type=Ping)
+            ping = msgspec.json.decode(body, type=_Ping)
+            return Build(ping.version, ping.features)
         except msgspec.DecodeError as error:
             raise ApiError("gave an answer to vmm.ping that cannot be read") from error
 

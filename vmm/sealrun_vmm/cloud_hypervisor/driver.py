@@ -3,26 +3,20 @@
 import asyncio
 import contextlib
 import os
-import re
-import shutil
 import socket
 from collections.abc import Callable
 from typing import Final
 
 from sealrun_vmm import guest, kvm, process
-from sealrun_vmm.cloud_hypervisor import config, kernel, landlock
-from sealrun_vmm.cloud_hypervisor.api import Api, ApiError, Ping
-from sealrun_vmm.cloud_hypervisor.machine import LOG, PROGRAM, CloudHypervisorMachine
+from sealrun_vmm.cloud_hypervisor import config, kernel, landlock, program
+from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
+from sealrun_vmm.cloud_hypervisor.machine import LOG, CloudHypervisorMachine
+from sealrun_vmm.cloud_hypervisor.program import PROGRAM
 from sealrun_vmm.errors import HostUnfit, LaunchFailed, SpecRefused
 from sealrun_vmm.spec import VmSpec
 
 API_SOCKET: Final = "vmm.sock"
-OLDEST: Final = (52, 0)  # older ones have a use after free in virtio-block (CVE-2026-45782)
 LAUNCH_SECONDS: Final = 60.0  # from the process's start to the guest's first instruction
-
-_SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)")
-_USE_QEMU: Final = "set vm.driver to qemu in sealrun.toml"
 
 
 class CloudHypervisorDriver:
@@ -42,10 +36,11 @@ class CloudHypervisorDriver:
 
     def check(self, spec: VmSpec) -> None:
         """Raise HostUnfit or SpecRefused where `spec` cannot be booted here."""
-        self._find()
+        binary = program.find(self._binary)
         config.vm_config(spec)
         if (cause := self._kvm_obstacle()) is not None:
-            raise HostUnfit(f"cannot use KVM: {cause}", remedy=_USE_QEMU)
+            raise HostUnfit(f"cannot use KVM: {cause}", remedy=program.USE_QEMU)
+        program.require(program.identify(binary), program.FEATURES[spec.tee])
         if spec.landlock and (cause := landlock.obstacle()) is not None:
             raise HostUnfit(
                 f"cannot confine {PROGRAM} by Landlock: {cause}",
@@ -99,7 +94,7 @@ class CloudHypervisorDriver:
                 theirs.callback(os.close, their_events)
                 os.symlink(spec.channel, os.path.join(directory, config.GUEST_SOCKET))
                 given = (listener.fileno(), their_events)
-                command = config.command(self._find(), *given)
+                command = config.command(program.find(self._binary), *given)
                 running = process.spawn(
                     command, directory, output=spec.console, errors=LOG, descriptors=given
                 )
@@ -108,36 +103,14 @@ class CloudHypervisorDriver:
             raise LaunchFailed(f"cannot start {PROGRAM}: {error.strerror}") from error
         return CloudHypervisorMachine(running, Api(endpoint), events, directory, spec.console)
 
-    def _find(self) -> str:
-        # Engines call with little or no PATH.
-        binary = self._binary or PROGRAM
-        found = shutil.which(binary, path=_SYSTEM_PATH)
-        if found is None:
-            raise HostUnfit(
-                f"cannot find {binary}",
-                remedy=f"install Cloud Hypervisor {OLDEST[0]} or newer, set vm.cloud_hypervisor in "
-                f"sealrun.toml, or {_USE_QEMU}",
-            )
-        return found
-
 
 async def _boot(api: Api, spec: VmSpec) -> None:
     """Raises ApiError, HostUnfit."""
-    require_recent(await api.ping())
+    program.require(await api.ping(), program.FEATURES[spec.tee])
     await api.create(config.vm_config(spec))
     for index, nic in enumerate(spec.nics):
         await api.add_net(config.net_config(index, nic), nic.tap_fd)
     await api.boot()
-
-
-def require_recent(ping: Ping) -> None:
-    """Raise HostUnfit where the VMM is too old, or says nothing that is a version."""
-    match = _VERSION.match(ping.version)
-    if match is None or (int(match[1]), int(match[2])) < OLDEST:
-        raise HostUnfit(
-            f"cannot use {PROGRAM} {process.printable(ping.version)}: it is too old",
-            remedy=f"install Cloud Hypervisor {OLDEST[0]} or newer",
-        )
 
 
 def api_socket(directory: str) -> tuple[socket.socket, socket.socket]:

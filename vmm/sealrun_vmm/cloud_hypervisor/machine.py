@@ -12,9 +12,9 @@ from typing import Final
 from sealrun_vmm import guest, process
 from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
 from sealrun_vmm.cloud_hypervisor.events import Event, Monitor
+from sealrun_vmm.cloud_hypervisor.program import PROGRAM
 from sealrun_vmm.driver import MachineExit
 
-PROGRAM: Final = "cloud-hypervisor"
 LOG: Final = "vmm.log"
 STOP_SECONDS: Final = 2.0  # that an orderly end may take
 
