@@ -204,6 +204,8 @@ class Service:
                 self._container(name).list_processes(answer, show_commands=show)
             case messages.ReadStatistics(container=name):
                 self._container(name).read_statistics(answer)
+            case messages.Ping():
+                answer(DONE)
             case messages.DeleteContainer(container=name):
                 self._container(name).delete(answer)
             case messages.ShutdownSandbox():

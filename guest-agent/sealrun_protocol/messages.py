@@ -15,6 +15,7 @@ Order of a life::
     host:  ResizeTerminal             (no answer)
     host:  Signal…, Pause…, Resume…, Update…, ListProcesses, ReadStatistics
                                       guest: Done | Failed
+    host:  Ping, at intervals         guest: Done
     guest: ProcessExited              (after the last byte of the process's stdout and stderr)
     host:  DeleteContainer            guest: Done | Failed
     host:  ShutdownSandbox            guest: Done, then it powers off
@@ -170,6 +171,10 @@ class ReadStatistics(Request, frozen=True, kw_only=True):
     container: str
 
 
+class Ping(Request, frozen=True, kw_only=True):
+    """Answered at once, by a guest that is alive: a VM that hangs keeps its connection."""
+
+
 class DeleteContainer(Request, frozen=True, kw_only=True):
     """Remove a container, killing it first if it runs."""
 
@@ -299,6 +304,7 @@ HostMessage = (
     | UpdateContainer
     | ListProcesses
     | ReadStatistics
+    | Ping
     | DeleteContainer
     | ShutdownSandbox
     | TunnelOpened

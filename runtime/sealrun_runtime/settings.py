@@ -70,6 +70,15 @@ class VmSettings(Section, frozen=True, kw_only=True):
         int,
         Meta(ge=1, le=3600, description="Seconds from the VM's start to the agent's first word"),
     ] = 120
+    silence_timeout: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=3600,
+            description="Seconds for which a VM that runs may say nothing before it counts as hung "
+            "and is ended",
+        ),
+    ] = 60
 
 
 class GuestSettings(Section, frozen=True, kw_only=True):

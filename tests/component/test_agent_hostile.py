@@ -87,6 +87,7 @@ def test_the_largest_message_is_taken(host: Host) -> None:
         messages.UpdateContainer(id=1, container="c1", resources=b"{}"),
         messages.ListProcesses(id=1, container="c1"),
         messages.ReadStatistics(id=1, container="c1"),
+        messages.Ping(id=1),
         messages.DeleteContainer(id=1, container="c1"),
     ],
 )

@@ -122,6 +122,14 @@ def test_a_paused_container_can_be_deleted_and_shut_down(host: Host) -> None:
     assert isinstance(host.request(messages.ShutdownSandbox), messages.Done)
 
 
+def test_a_ping_is_answered_while_a_container_is_busy_or_paused(host: Host) -> None:
+    host.create("sh", "-c", COUNT)
+    host.start()
+    assert host.request(messages.Ping) == messages.Done(id=host._next)
+    assert isinstance(_ask(host, messages.PauseContainer), messages.Done)
+    assert host.request(messages.Ping) == messages.Done(id=host._next)
+
+
 def test_a_container_that_ends_while_it_is_being_paused(host: Host) -> None:
     for number in range(20):
         host.create("sh", "-c", "exit 5", stdin=0, stdout=0, stderr=0)

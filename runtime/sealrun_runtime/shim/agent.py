@@ -32,8 +32,9 @@ class Agent:
         self._abandoned: set[int] = set()
         self._failure: ShimError | None = None
 
-    async def request(self, make: Callable[[int], HostMessage], seconds: float) -> Done:
-        """Send the request that `make` builds with its id, and wait for Done.
+    async def request(self, make: Callable[[int], HostMessage], seconds: float | None) -> Done:
+        """Send the request that `make` builds with its id, and wait for Done, for at most `seconds` (None:
+        without end).
 
         Raises GuestFailed where the guest says Failed, Silence, or what `fail` was given."""
         if self._failure is not None:

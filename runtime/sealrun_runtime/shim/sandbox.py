@@ -18,7 +18,15 @@ from sealrun_vmm.process import VmmProcess
 from sealrun_vmm.spec import VmSpec
 
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.shim import agent, console, endpoints, request, shared_root, state
+from sealrun_runtime.shim import (
+    agent,
+    console,
+    endpoints,
+    liveness,
+    request,
+    shared_root,
+    state,
+)
 from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.channel import Channel
@@ -246,6 +254,14 @@ class Sandbox:
             return
         if not self._ready.done():
             self._ready.set_result(None)
+        self.spawn(self._listen())
+
+    async def _listen(self) -> None:
+        """End the sandbox when the guest falls silent."""
+        try:
+            await liveness.watch(self.agent, self._handover.config.vm.silence_timeout)
+        except ShimError as error:
+            self.fail(error)
 
     def _received(self, message: GuestMessage) -> None:
         """Raises ProtocolViolation."""

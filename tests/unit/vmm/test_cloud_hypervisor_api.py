@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sealrun_vmm.cloud_hypervisor import events
 from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
-from sealrun_vmm.cloud_hypervisor.program import Build
 from sealrun_vmm.cloud_hypervisor.events import Decoder, Event, Monitor
+from sealrun_vmm.cloud_hypervisor.program import Build
 
 Result = TypeVar("Result")
 OK = b"HTTP/1.1 204 \r\nServer: x\r\nConnection: keep-alive\r\n\r\n"

@@ -391,9 +391,7 @@ def test_another_program(spec: VmSpec, tmp_path: Path) -> None:
     assert "Exec format error" in str(refused(spec, str(tmp_path / "binary")))
 
 
-def test_what_the_running_vmm_says_counts_too(
-    spec: VmSpec, directory: str, tmp_path: Path
-) -> None:
+def test_what_the_running_vmm_says_counts_too(spec: VmSpec, directory: str, tmp_path: Path) -> None:
     """The binary may have been replaced."""
     binary = tmp_path / "cloud-hypervisor"
     binary.write_text(
