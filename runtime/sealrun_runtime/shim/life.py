@@ -9,13 +9,10 @@ import os
 import resource
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from sealrun_vmm.driver import Machine
 from sealrun_vmm.errors import HostUnfit as VmmHostUnfit
 from sealrun_vmm.errors import SpecRefused, VmmError
-from sealrun_vmm.process import VmmProcess
-from sealrun_vmm.spec import VmSpec
 
 from sealrun_runtime import handover as handing
 from sealrun_runtime import leftovers
@@ -26,7 +23,7 @@ from sealrun_runtime.shim import shared_root
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
 from sealrun_runtime.shim.log import log
-from sealrun_runtime.shim.machine import Planner
+from sealrun_runtime.shim.machine import Launched, Planner
 from sealrun_runtime.store import Directory
 
 if TYPE_CHECKING:
@@ -60,26 +57,15 @@ def run(path: str, listener: int, planner: Planner) -> int:
     return 0
 
 
-class _Booting(NamedTuple):
-    """A VM that was launched. channel: the descriptor on which its agent is awaited. server: of the
-    root file system that it shares with the host."""
-
-    name: str
-    machine: Machine
-    spec: VmSpec
-    channel: int
-    server: VmmProcess | None
-
-
 async def _life(
     handover: Handover, oci_config: bytes, directory: Directory, listener: int, planner: Planner
 ) -> None:
     cgroup: Cgroup | None = None
-    booting: _Booting | None = None
+    launched: Launched | None = None
     failure: ShimError | None = None
     try:
         cgroup = _enter_cgroup(handover, directory)
-        booting = await _launch(handover, directory, planner)
+        launched = await _launch(handover, directory, planner)
     except ShimError as error:
         failure = error
     from sealrun_runtime.shim.sandbox import Sandbox
@@ -87,10 +73,8 @@ async def _life(
 
     sandbox = Sandbox(handover, oci_config, directory, cgroup)
     _expect_trouble(sandbox)
-    if booting is not None:
-        sandbox.boot(booting.name, booting.machine, booting.spec, booting.channel)
-        if booting.server is not None:
-            sandbox.share(booting.server)
+    if launched is not None:
+        sandbox.boot(launched)
     if failure is not None:
         sandbox.fail(failure)
     server = Server(socket.socket(fileno=listener), sandbox)
@@ -124,7 +108,7 @@ def _expect_trouble(sandbox: "Sandbox") -> None:
     loop.set_exception_handler(broken)
 
 
-async def _launch(handover: Handover, directory: Directory, planner: Planner) -> _Booting:
+async def _launch(handover: Handover, directory: Directory, planner: Planner) -> Launched:
     """Raises ShimError."""
     server = None
     try:
@@ -148,7 +132,7 @@ async def _launch(handover: Handover, directory: Directory, planner: Planner) ->
     log.info("launched the VM, pid %d", machine.pid)
     # Only now: the VMM would inherit it.
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
-    return _Booting(name.value, machine, spec, channel, server)
+    return Launched(name.value, machine, spec, channel, server)
 
 
 def _listen(name: str) -> int:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from sealrun_vmm import assets, cmdline, driver, kvm
 from sealrun_vmm.assets import GuestImage
-from sealrun_vmm.driver import Driver, DriverName
+from sealrun_vmm.driver import Driver, DriverName, Machine
 from sealrun_vmm.errors import VmmError
+from sealrun_vmm.process import VmmProcess
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 
 from sealrun_runtime.handover import Handover
@@ -24,6 +25,17 @@ class Plan(NamedTuple):
     name: DriverName
     driver: Driver
     spec: VmSpec
+
+
+class Launched(NamedTuple):
+    """A VM that was launched. driver: its name. channel: the descriptor on which its agent is
+    awaited. server: of the root file system that it shares with the host."""
+
+    driver: str
+    machine: Machine
+    spec: VmSpec
+    channel: int
+    server: VmmProcess | None
 
 
 Planner = Callable[[Handover], Plan]
