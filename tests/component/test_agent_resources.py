@@ -196,14 +196,14 @@ def test_processes_in_groups_of_the_container_s_own_are_listed_and_signalled(hos
 
     script = (
         "mkdir /sys/fs/cgroup/inner; (trap 'echo inner' HUP; echo up; while :; do sleep 0.05; done) &"
-        "echo $! >/sys/fs/cgroup/inner/cgroup.procs; trap 'echo outer; exit' HUP;"
+        "echo $! >/sys/fs/cgroup/inner/cgroup.procs; trap 'echo outer; exit' HUP; echo up;"
         "while :; do sleep 0.05; done"
     )
     assert isinstance(
         host.create(config=config("sh", "-c", script, mounts=[cgroup])), messages.Done
     )
     host.start()
-    host.wait_output(b"up\n")
+    host.wait_output(b"up\nup\n")  # both have set their traps
     while len(_document(host, messages.ListProcesses)) < 3:  # two shells, and one sleep or two
         pass
     done = _ask(host, messages.SignalContainer, signal=1, all=True)

@@ -141,7 +141,9 @@ def test_the_broker_is_somebody_else(
 def test_an_encrypted_image_without_a_key(
     podman: podmans.Podman, workload: workloads.Workload
 ) -> None:
-    annotations = workloads.open_annotations(workload.encrypted, workload.registry.address)
+    annotations = workloads.open_annotations(
+        workload.encrypted, workload.registry.address, f'allowed = ["{workload.encrypted}"]'
+    )
     refused(podman, annotations, "decrypt: ", "; list the key in decryption_keys")
 
 
@@ -192,7 +194,7 @@ def test_an_encrypted_layer_was_tampered_with(
     pushed = registries.push(layout, registry, "test/tampered:1")
     assert pushed == layers.digest(encoded), "skopeo pushed what the attacker made"
     annotations = workloads.sealed_annotations(
-        f"{registry.address}/test/tampered:1", registry.address, broker
+        f"{registry.address}/test/tampered:1", registry.address, broker, pinned=False
     )
     refused(podman, annotations, "decrypt: ", "; somebody changed the layer")
 
