@@ -20,7 +20,7 @@ from fixtures import layers
 from fixtures import registry as registries
 from fixtures.pulling import Puller
 from fixtures.registry import KeyPair, Registry
-from sealrun_agent.dial import dial_directly
+from fixtures.tunnel import tunnel
 from sealrun_agent.errors import AgentError
 from sealrun_agent.image.pull import Image, ImagePolicy
 from sealrun_protocol.errors import ErrorCode, Phase
@@ -368,36 +368,17 @@ def test_tls_ends_in_the_guest_whatever_carries_it(
 ) -> None:
     """The connection is one end of a unix socket pair, as the shim's tunnel is in the guest."""
     registries.push(layout, tls_registry, "tls/tunnel:1")
-    threads: list[threading.Thread] = []
-    carried: list[bytes] = []
-
-    def pump(source: socket.socket, target: socket.socket) -> None:
-        with source, target:
-            while data := source.recv(65536):
-                carried.append(data)
-                target.sendall(data)
-
-    def dial(host: str, port: int) -> socket.socket:
-        near, far = socket.socketpair()
-        remote = dial_directly(host, port)
-        for source, target in ((far, remote), (remote, far)):
-            ends = (source.dup(), target.dup())
-            threads.append(threading.Thread(target=pump, args=ends, daemon=True))
-            threads[-1].start()
-        far.close()
-        remote.close()
-        return near
-
-    puller.dial = dial
     assert tls_registry.certificate is not None
-    puller(
-        f"{tls_registry.address}/tls/tunnel:1",
-        ImagePolicy(ca_certificates=tls_registry.certificate.authority),
-    )
-    seen = b"".join(carried)
+    with tunnel() as tunneled:
+        puller.dial = tunneled.dial
+        puller(
+            f"{tls_registry.address}/tls/tunnel:1",
+            ImagePolicy(ca_certificates=tls_registry.certificate.authority),
+        )
+    seen = b"".join(tunneled.carried)
     assert len(seen) > len(NOISE)
     assert b"manifests" not in seen
-    assert len(threads) == 2  # one connection
+    assert tunneled.connections == 1
 
 
 def test_tls_with_another_ca(tls_registry: Registry, puller: Puller, tmp_path: Path) -> None:
