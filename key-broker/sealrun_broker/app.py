@@ -14,7 +14,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sealrun_broker import bounds
+from sealrun_broker.administration import Administration
 from sealrun_broker.errors import Refusal
+from sealrun_broker.metrics import CONTENT_TYPE, Metrics
 from sealrun_broker.service import Caller, Service
 from sealrun_broker.sessions import Session
 
@@ -25,9 +27,13 @@ COOKIE: Final = "kbs-session-id"
 class _Routes:
     """One method per route."""
 
-    def __init__(self, service: Service, session_seconds: int) -> None:
+    def __init__(
+        self, service: Service, administration: Administration, metrics: Metrics, seconds: int
+    ) -> None:
         self._service = service
-        self._session_seconds = session_seconds
+        self._administration = administration
+        self._metrics = metrics
+        self._session_seconds = seconds
 
     async def auth(self, request: Request) -> Response:
         session = self._service.auth(_caller(request), await _body(request))
@@ -44,12 +50,28 @@ class _Routes:
 
     async def put(self, request: Request) -> Response:
         content = await _body(request, bounds.RESOURCE_BYTES)
-        self._service.put(_caller(request), request.path_params["path"], content)
+        self._administration.put(_caller(request), request.path_params["path"], content)
         return Response()
 
     async def delete(self, request: Request) -> Response:
-        self._service.delete(_caller(request), request.path_params["path"])
+        self._administration.delete(_caller(request), request.path_params["path"])
         return Response()
+
+    async def set_references(self, request: Request) -> Response:
+        self._administration.set_references(_caller(request), await _body(request))
+        return Response()
+
+    async def reference(self, request: Request) -> Response:
+        value = self._administration.reference(_caller(request), request.path_params["name"])
+        return Response(value, media_type="application/json")
+
+    async def set_policy(self, request: Request) -> Response:
+        self._administration.set_policy(_caller(request), await _body(request))
+        return Response()
+
+    async def metrics(self, _request: Request) -> Response:
+        text = self._metrics.text(self._service.sessions())
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     def _with_cookie(self, response: Response, session: Session) -> Response:
         # As Trustee sets it: no Path, no attributes but the end of its time.
@@ -58,10 +80,18 @@ class _Routes:
         return response
 
 
-def new_app(service: Service, session_seconds: int) -> Starlette:
-    """The ASGI application."""
-    routes = _Routes(service, session_seconds)
+def new_app(
+    service: Service,
+    administration: Administration,
+    metrics: Metrics,
+    *,
+    session_seconds: int,
+    stock_statuses: bool,
+) -> Starlette:
+    """The ASGI application. stock_statuses: 401 for all refusals but paths, as Trustee has it."""
+    routes = _Routes(service, administration, metrics, session_seconds)
     resource = f"{BASE_PATH}/resource/{{path:path}}"
+    references = f"{BASE_PATH}/reference-value"
     return Starlette(
         routes=[
             Route(f"{BASE_PATH}/auth", routes.auth, methods=["POST"]),
@@ -69,10 +99,14 @@ def new_app(service: Service, session_seconds: int) -> Starlette:
             Route(resource, routes.get, methods=["GET"]),
             Route(resource, routes.put, methods=["POST"]),
             Route(resource, routes.delete, methods=["DELETE"]),
+            Route(references, routes.set_references, methods=["POST"]),
+            Route(f"{references}/{{name}}", routes.reference, methods=["GET"]),
+            Route(f"{BASE_PATH}/resource-policy", routes.set_policy, methods=["POST"]),
             Route("/healthz", _healthy, methods=["GET"]),
+            Route("/metrics", routes.metrics, methods=["GET"]),
         ],
         exception_handlers={
-            Refusal: _refused,
+            Refusal: _refused_as_stock if stock_statuses else _refused,
             HTTPException: _no_such_route,
             ClientDisconnect: _gone,
             Exception: _failed,
@@ -113,6 +147,12 @@ def _json(status: int, body: dict[str, str]) -> Response:
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return _json(error.status, error.body())
+
+
+async def _refused_as_stock(_request: Request, error: Exception) -> Response:
+    """Trustee's statuses (kbs-protocol, 4)."""
+    assert isinstance(error, Refusal)
+    return _json(404 if error.name == "InvalidRequestPath" else 401, error.body())
 
 
 async def _no_such_route(_request: Request, error: Exception) -> Response:

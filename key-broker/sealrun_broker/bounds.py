@@ -11,3 +11,5 @@ CONNECTIONS: Final = 256  # open at once
 ADMIN_TOKEN_SECONDS: Final = 24 * 3600  # the longest life of an administrator's token
 KEY_MEMBERS: Final = 16  # of a client's JWK
 AUDIT_BYTES: Final = 16 * 1024 * 1024  # then the log is turned over; one old one is kept
+LOG_EVENTS: Final = 4096  # in one event log; a firmware writes some dozens
+REFERENCE_BYTES: Final = 1024 * 1024  # all reference values together

@@ -1,9 +1,11 @@
-"""The command line: init, serve, add-resource, admin-token, log. Errors are one line, status 1."""
+"""The command line: init, serve, add-resource, add-reference, policy, verify, admin-token, log.
+
+Errors are one line; the exit status is 1 then, and 1 where `verify` does not accept."""
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_name
@@ -12,20 +14,21 @@ from sealrun_broker import bounds, directory
 from sealrun_broker.errors import BrokerError
 
 _LISTEN: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+)):([0-9]{1,5})")
+_REPORT_DATA: Final = range(32, 65)  # bytes
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except BrokerError as error:
         print(f"sealrun-broker: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `log | head`
         sys.stderr.close()
         return 1
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,42 +38,77 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    init = commands.add_parser("init", help="make a broker's directory: keys, CA, empty store")
-    init.add_argument("directory", metavar="DIR")
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, home: bool = True
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text)
+        made.set_defaults(run=run)
+        if home:
+            made.add_argument("directory", metavar="DIR")
+        return made
+
+    init = command("init", _init, "make a broker's directory: keys, CA, empty store")
     init.add_argument(
         "--name", action="append", default=[], help="another name or address of the server"
     )
-    init.set_defaults(run=_init)
-
-    serve = commands.add_parser("serve", help="serve a directory until SIGTERM")
-    serve.add_argument("directory", metavar="DIR")
-    serve.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT")
-    serve.add_argument("--port-file", metavar="FILE", help="write the port there (PORT may be 0)")
-    serve.add_argument("--insecure-http", action="store_true", help="no TLS")
-    serve.add_argument("--session-seconds", type=int, default=bounds.SESSION_SECONDS, metavar="N")
-    serve.set_defaults(run=_serve)
-
-    add = commands.add_parser("add-resource", help="store a file's content as a resource")
-    add.add_argument("directory", metavar="DIR")
+    _store_key(init)
+    _serve_options(command("serve", _serve, "serve a directory until SIGTERM"))
+    add = command("add-resource", _add_resource, "store a file's content as a resource")
     add.add_argument("name", metavar="REPOSITORY/TYPE/TAG")
     add.add_argument("file", metavar="FILE", help="- for the standard input")
-    add.set_defaults(run=_add_resource)
-
-    token = commands.add_parser("admin-token", help="print a bearer token of an administrator")
-    token.add_argument("directory", metavar="DIR")
+    _store_key(add)
+    reference = command("add-reference", _add_reference, "say what a good measurement is")
+    reference.add_argument("name", metavar="NAME", nargs="?", help="as in Trustee's policies")
+    reference.add_argument("value", metavar="VALUE", nargs="*", help="all good ones; none: forget")
+    reference.add_argument("--file", metavar="FILE", help="a JSON object of names and values")
+    policy = command("policy", _policy, "check and print the policy")
+    policy.add_argument("--set", metavar="FILE", help="check that file and put it in place")
+    _verify_options(command("verify", _verify, "appraise an evidence file, offline", home=False))
+    token = command("admin-token", _admin_token, "print a bearer token of an administrator")
     token.add_argument("--seconds", type=int, default=300, metavar="N", help="its life")
-    token.set_defaults(run=_admin_token)
-
-    log = commands.add_parser("log", help="print what was asked and decided")
-    log.add_argument("directory", metavar="DIR")
-    log.set_defaults(run=_log)
+    command("log", _log, "print what was asked and decided")
     return parser
+
+
+def _store_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store-key", metavar="FILE", help="the key of the resources, if not DIR/store.key"
+    )
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT")
+    parser.add_argument("--port-file", metavar="FILE", help="write the port there (PORT may be 0)")
+    parser.add_argument("--insecure-http", action="store_true", help="no TLS")
+    parser.add_argument("--session-seconds", type=int, default=bounds.SESSION_SECONDS, metavar="N")
+    parser.add_argument(
+        "--stock-statuses",
+        action="store_true",
+        help="answer 401 where Trustee does: also for what is denied or not there",
+    )
+    _store_key(parser)
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="EVIDENCE", help="JSON; - for the standard input")
+    parser.add_argument(
+        "--report-data", required=True, metavar="HEX", help="what it must be bound to"
+    )
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--init-data", metavar="FILE", help="the init-data it must be bound to")
+    given.add_argument("--insecure-any-init-data", action="store_true", help="do not compare it")
+    parser.add_argument(
+        "--collateral", metavar="DIR", default="", help="as in a broker's directory"
+    )
+    parser.add_argument("--reference-values", metavar="FILE", help="a JSON object")
+    parser.add_argument("--policy", metavar="FILE", help="a policy.toml, for its [evidence]")
+    parser.add_argument("--time", type=int, metavar="UNIX", help="judge as of then, not now")
 
 
 def _init(options: argparse.Namespace) -> None:
     from sealrun_broker.setup import initialise
 
-    home = initialise(options.directory, options.name)
+    home = initialise(options.directory, options.name, options.store_key)
     print(f"made {home.path}; give {home.ca} to the tenants, and edit {home.policy}")
 
 
@@ -90,24 +128,90 @@ def _serve(options: argparse.Namespace) -> None:
             port_file=options.port_file,
             insecure_http=options.insecure_http,
             session_seconds=options.session_seconds,
+            store_key=options.store_key,
+            stock_statuses=options.stock_statuses,
         ),
     )
 
 
 def _add_resource(options: argparse.Namespace) -> None:
-    from sealrun_broker.store import Store
+    from sealrun_broker.store import Store, read_key
 
     home = directory.existing(options.directory)
     try:
         name = parse_name(options.name)
     except ResourceNameInvalid as error:
         raise BrokerError(f"cannot store the resource: {error}") from error
-    if options.file == "-":
-        content = sys.stdin.buffer.read(bounds.RESOURCE_BYTES + 1)
-    else:
-        content = directory.read(options.file)
-    Store(home.resources).put(name, content)
+    content = _content(options.file, bounds.RESOURCE_BYTES)
+    Store(home.resources, read_key(options.store_key or home.store_key)).put(name, content)
     print(f"stored kbs:///{name}, {len(content)} bytes")
+
+
+def _add_reference(options: argparse.Namespace) -> None:
+    from sealrun_broker.reference_values import ReferenceValues, from_words, parse
+
+    home = directory.existing(options.directory)
+    if (options.name is None) == (options.file is None):
+        raise BrokerError("cannot store reference values: give NAME and VALUEs, or --file")
+    if options.file is None:
+        values = {options.name: from_words(options.name, options.value)}
+    else:
+        try:
+            values = parse(_content(options.file, bounds.REFERENCE_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise BrokerError(f"cannot read {options.file}: {error}") from error
+    ReferenceValues(home.references).set(values)
+    print(f"stored {', '.join(sorted(values))}")
+
+
+def _policy(options: argparse.Namespace) -> None:
+    from sealrun_broker.policy import PolicyFile
+
+    home = directory.existing(options.directory)
+    policy = PolicyFile(home.policy)
+    if options.set is not None:
+        policy.replace(directory.read(options.set))
+    policy.current()
+    sys.stdout.write(directory.read(home.policy).decode())
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import time
+
+    import msgspec
+
+    from sealrun_broker import offline, policy, reference_values
+    from sealrun_broker.collateral import Collateral
+    from sealrun_broker.verifiers.binding import Expected
+
+    try:
+        report_data = bytes.fromhex(options.report_data)
+    except ValueError as error:
+        raise BrokerError("cannot use --report-data: it is not hex") from error
+    if len(report_data) not in _REPORT_DATA:
+        raise BrokerError("cannot use --report-data: it is not 32 to 64 bytes long")
+    init_data = None if options.init_data is None else directory.read(options.init_data)
+    references: reference_values.References = {}
+    if options.reference_values is not None:
+        try:
+            references = reference_values.parse(directory.read(options.reference_values))
+        except (ValueError, RecursionError) as error:
+            raise BrokerError(f"cannot read {options.reference_values}: {error}") from error
+    rules = policy.parse(b"" if options.policy is None else directory.read(options.policy))
+    now = time.time() if options.time is None else options.time
+    found = offline.verdict(
+        offline.read(_content(options.file, bounds.BODY_BYTES)),
+        Expected(report_data, init_data, now),
+        rules.evidence,
+        Collateral(options.collateral),
+        references,
+    )
+    print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    return 0 if found["accepted"] else 1
+
+
+def _content(file: str, limit: int) -> bytes:
+    return sys.stdin.buffer.read(limit + 1) if file == "-" else directory.read(file)
 
 
 def _admin_token(options: argparse.Namespace) -> None:

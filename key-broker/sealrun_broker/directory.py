@@ -5,7 +5,10 @@ tls/ca.pem, tls/ca.key     the CA; ca.pem goes into a tenant's init-data
 tls/server.pem, .key       the broker's own certificate
 admin/admin.pem, .key      Ed25519: signs administrators' tokens
 token/token.key            P-256: signs attestation tokens
+store.key                  the key that the resources are encrypted with
 resources/R/TYPE/TAG       the resources, each a file
+reference-values.json      what good measurements are
+collateral/                what verifiers need besides the evidence (collateral.py)
 audit.jsonl                what was asked and answered
 """
 
@@ -80,6 +83,21 @@ class Directory(NamedTuple):
     def resources(self) -> str:
         """The folder of the resources."""
         return f"{self.path}/resources"
+
+    @property
+    def store_key(self) -> str:
+        """The key of the resources, unless it is kept elsewhere."""
+        return f"{self.path}/store.key"
+
+    @property
+    def references(self) -> str:
+        """The reference values, JSON."""
+        return f"{self.path}/reference-values.json"
+
+    @property
+    def collateral(self) -> str:
+        """The folder of the operator's collateral."""
+        return f"{self.path}/collateral"
 
     @property
     def audit(self) -> str:

@@ -13,30 +13,38 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from starlette.applications import Starlette
 
 from sealrun_broker import admin, bounds, directory
+from sealrun_broker.administration import Administration
 from sealrun_broker.app import new_app
 from sealrun_broker.audit import Audit
+from sealrun_broker.collateral import Collateral
 from sealrun_broker.directory import Directory
 from sealrun_broker.ear import Tokens
 from sealrun_broker.errors import BrokerError
+from sealrun_broker.journal import Journal
+from sealrun_broker.metrics import Metrics
 from sealrun_broker.policy import PolicyFile
+from sealrun_broker.reference_values import ReferenceValues
 from sealrun_broker.service import Service
 from sealrun_broker.sessions import Sessions
-from sealrun_broker.store import Store
+from sealrun_broker.store import Store, read_key
 
 
 class Options(NamedTuple):
-    """port 0: any free one. port_file: where to write the port, once it is listened on."""
+    """port 0: any free one. port_file: where to write the port, once it is listened on. store_key:
+    where the key of the resources is, if not in the directory. stock_statuses: see app.new_app."""
 
     host: str
     port: int
     port_file: str | None = None
     insecure_http: bool = False
     session_seconds: int = bounds.SESSION_SECONDS
+    store_key: str | None = None
+    stock_statuses: bool = False
 
 
 def serve(home: Directory, options: Options) -> None:
     """Returns when it was told to stop, the requests at hand answered. Raises BrokerError."""
-    app = _app(home, options.session_seconds)
+    app = _app(home, options)
     tls = None if options.insecure_http else _tls(home)
     config = uvicorn.Config(
         app,
@@ -65,18 +73,37 @@ def serve(home: Directory, options: Options) -> None:
         asyncio.run(server.serve(sockets=[listener]))
 
 
-def _app(home: Directory, session_seconds: int) -> Starlette:
-    policy = PolicyFile(home.policy)
-    policy.current()  # an error in it is told at the start
+def _app(home: Directory, options: Options) -> Starlette:
+    policy, references = PolicyFile(home.policy), ReferenceValues(home.references)
+    policy.current()  # an error in them is told at the start
+    references.current()
+    store = Store(home.resources, read_key(options.store_key or home.store_key))
+    metrics = Metrics()
+    journal = Journal(Audit(home.audit), metrics)
+    seconds = options.session_seconds
     service = Service(
-        store=Store(home.resources),
+        store=store,
         policy=policy,
-        sessions=Sessions(session_seconds),
-        tokens=Tokens(_token_key(home), session_seconds),
-        admin_key=admin.public_key(directory.read(home.admin)),
-        audit=Audit(home.audit),
+        references=references,
+        collateral=Collateral(home.collateral),
+        sessions=Sessions(seconds),
+        tokens=Tokens(_token_key(home), seconds),
+        journal=journal,
     )
-    return new_app(service, session_seconds)
+    administration = Administration(
+        key=admin.public_key(directory.read(home.admin)),
+        store=store,
+        policy=policy,
+        references=references,
+        journal=journal,
+    )
+    return new_app(
+        service,
+        administration,
+        metrics,
+        session_seconds=seconds,
+        stock_statuses=options.stock_statuses,
+    )
 
 
 def _token_key(home: Directory) -> ec.EllipticCurvePrivateKey:

@@ -1,19 +1,23 @@
-"""What the broker decides, without HTTP: each method is one step of KBS (kbs-protocol, 2, 3, 10).
+"""What the broker decides for its clients, without HTTP: each method is one step of KBS
+(kbs-protocol, 2 and 3).
 
 Order of the checks on a resource: attested, then policy, then existence. Who may not have a name
 does not learn whether it exists.
 """
 
+import time
 from typing import Final, NamedTuple
 
 import msgspec
 from sealrun_protocol.resource_uri import ResourceName, ResourceNameInvalid, parse_name
 
-from sealrun_broker import admin, appraisal, jwe, jwt
-from sealrun_broker.audit import Audit
+from sealrun_broker import appraisal, jwe, jwt, trustworthiness
+from sealrun_broker.collateral import Collateral
 from sealrun_broker.ear import Attested, Tokens
 from sealrun_broker.errors import BrokerError, Refusal
-from sealrun_broker.policy import Policy, PolicyFile
+from sealrun_broker.journal import Journal
+from sealrun_broker.policy import Client, Policy, PolicyFile
+from sealrun_broker.reference_values import ReferenceValues
 from sealrun_broker.sessions import Session, Sessions
 from sealrun_broker.store import Store
 
@@ -35,24 +39,24 @@ class _Auth(msgspec.Struct, frozen=True):
 
 
 class Service:
-    """One broker."""
+    """The clients' side of one broker."""
 
     def __init__(
         self,
         *,
         store: Store,
         policy: PolicyFile,
+        references: ReferenceValues,
+        collateral: Collateral,
         sessions: Sessions,
         tokens: Tokens,
-        admin_key: jwt.PublicKey,
-        audit: Audit,
+        journal: Journal,
     ) -> None:
         self._store = store
-        self._policy = policy
+        self._policy, self._references, self._collateral = policy, references, collateral
         self._sessions = sessions
         self._tokens = tokens
-        self._admin_key = admin_key
-        self._audit = audit
+        self._journal = journal
 
     def auth(self, caller: Caller, body: bytes) -> Session:
         """POST /auth: a session with a fresh nonce. Raises Refusal."""
@@ -67,9 +71,7 @@ class Service:
                 f"auth: protocol version {request.version[:40]!a} is not {VERSION}",
             )
         session = self._sessions.open(request.tee)
-        self._audit.record(
-            peer=caller.peer, event="auth", outcome="ok", session=session.id, tee=session.tee
-        )
+        self._record(caller, "auth", "ok", session)
         return session
 
     def attest(self, caller: Caller, body: bytes) -> Session:
@@ -80,51 +82,39 @@ class Service:
         if session.token:
             return session
         try:
-            session.token = self._appraise(session, body)
+            appraised, trust = self._appraise(session, body)
         except Refusal as refusal:
             self._sessions.end(session)
             self._record(caller, "attest", refusal.name, session, detail=refusal.detail)
             raise
-        self._record(caller, "attest", "ok", session)
+        session.token = self._tokens.issue(appraised, trust)
+        self._record(caller, "attest", "ok", session, detail=trust.status)
         return session
 
     def resource(self, caller: Caller, path: str) -> bytes:
         """GET /resource: the JWE. Raises Refusal."""
         attested = self._attested(caller)
-        name = _name(path)
-        if not self._current_policy().allows(name, attested.tee, attested.init_data):
-            self._record_resource(caller, "get", name, "PolicyDeny", attested)
-            raise Refusal(403, "PolicyDeny", f"the policy does not give {name} to this VM")
+        name = resource_name(path)
+        objection = self._objection(name, attested)
+        if objection:
+            self._record_resource(caller, name, "PolicyDeny", attested, objection)
+            raise Refusal(
+                403, "PolicyDeny", f"the policy does not give {name} to this VM: {objection}"
+            )
         content = self._stored(name)
         if content is None:
-            self._record_resource(caller, "get", name, "not-found", attested)
+            self._record_resource(caller, name, "not-found", attested)
             raise Refusal(404, "PluginInternalError", f"there is no resource {name}")
-        self._record_resource(caller, "get", name, "ok", attested)
+        self._record_resource(caller, name, "ok", attested)
         return jwe.seal(content, jwe.recipient(attested.tee_pubkey))
 
-    def put(self, caller: Caller, path: str, content: bytes) -> None:
-        """POST /resource, by an administrator. Raises Refusal."""
-        self._authorize(caller, "put")
-        name = _name(path)
-        try:
-            self._store.put(name, content)
-        except BrokerError as error:
-            raise Refusal(500, "PluginInternalError", str(error)) from error
-        self._record_resource(caller, "put", name, "ok")
+    def sessions(self) -> int:
+        """How many are open."""
+        return len(self._sessions)
 
-    def delete(self, caller: Caller, path: str) -> None:
-        """DELETE /resource, by an administrator. Raises Refusal."""
-        self._authorize(caller, "delete")
-        name = _name(path)
-        try:
-            existed = self._store.delete(name)
-        except BrokerError as error:
-            raise Refusal(500, "PluginInternalError", str(error)) from error
-        self._record_resource(caller, "delete", name, "ok" if existed else "not-found")
-        if not existed:
-            raise Refusal(404, "PluginInternalError", f"there is no resource {name}")
-
-    def _appraise(self, session: Session, body: bytes) -> str:
+    def _appraise(
+        self, session: Session, body: bytes
+    ) -> tuple[appraisal.Appraisal, trustworthiness.Trust]:
         try:
             attestation = msgspec.json.decode(body, type=appraisal.Attestation)
         except (ValueError, RecursionError) as error:
@@ -135,8 +125,34 @@ class Service:
             jwe.recipient(attestation.runtime_data.tee_pubkey)
         except jwe.KeyInvalid as error:
             raise Refusal(401, "JweError", str(error)) from error
-        appraised = appraisal.appraise(session.tee, attestation, self._current_policy())
-        return self._tokens.issue(appraised)
+        policy = self._current_policy().evidence
+        try:
+            appraised = appraisal.appraise(
+                session.tee, attestation, policy, self._collateral, time.time()
+            )
+            references = self._references.current()
+        except BrokerError as error:  # the operator's files: told to the operator, in the log
+            raise Refusal(500, "AttestationError", str(error)) from error
+        trust = trustworthiness.appraise(session.tee, appraised.verified.claims, references)
+        return appraised, trust
+
+    def _objection(self, name: ResourceName, attested: Attested) -> str:
+        """Why the policy of now does not give the resource; empty: it does."""
+        policy = self._current_policy()
+        try:
+            references = self._references.current()
+        except BrokerError as error:
+            raise Refusal(403, "RvpsError", "the reference values cannot be read") from error
+        trust = trustworthiness.appraise(attested.tee, attested.claims, references)
+        client = Client(
+            tee=attested.tee,
+            claims=attested.claims,
+            init_data=attested.init_data,
+            images=attested.images,
+            status=trust.status,
+            reasons=attested.missing + trust.reasons,
+        )
+        return policy.objection(name, client)
 
     def _session(self, caller: Caller) -> Session:
         session = self._sessions.get(caller.session)
@@ -159,15 +175,6 @@ class Service:
         except jwt.TokenInvalid as error:
             raise Refusal(401, "TokenVerifierError", str(error)) from error
 
-    def _authorize(self, caller: Caller, event: str) -> None:
-        try:
-            admin.authorize(caller.authorization, self._admin_key)
-        except Refusal as refusal:
-            self._audit.record(
-                peer=caller.peer, event=event, outcome=refusal.name, detail=refusal.detail
-            )
-            raise
-
     def _current_policy(self) -> Policy:
         try:
             return self._policy.current()
@@ -183,7 +190,7 @@ class Service:
     def _record(
         self, caller: Caller, event: str, outcome: str, session: Session, detail: str = ""
     ) -> None:
-        self._audit.record(
+        self._journal.record(
             peer=caller.peer,
             event=event,
             outcome=outcome,
@@ -193,24 +200,21 @@ class Service:
         )
 
     def _record_resource(
-        self,
-        caller: Caller,
-        event: str,
-        name: ResourceName,
-        outcome: str,
-        attested: Attested | None = None,
+        self, caller: Caller, name: ResourceName, outcome: str, attested: Attested, detail: str = ""
     ) -> None:
-        self._audit.record(
+        self._journal.record(
             peer=caller.peer,
-            event=event,
+            event="get",
             outcome=outcome,
             session=caller.session,
-            tee=attested.tee if attested else "",
+            tee=attested.tee,
             resource=str(name),
+            detail=detail,
         )
 
 
-def _name(path: str) -> ResourceName:
+def resource_name(path: str) -> ResourceName:
+    """repository/type/tag. Raises Refusal."""
     try:
         return parse_name(path)
     except ResourceNameInvalid as error:

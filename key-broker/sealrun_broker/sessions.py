@@ -48,6 +48,11 @@ class Sessions:
         self._purge()
         return self._sessions.get(session_id)
 
+    def __len__(self) -> int:
+        """How many are open now."""
+        self._purge()
+        return len(self._sessions)
+
     def end(self, session: Session) -> None:
         """The session's nonce and token are worth nothing any more."""
         self._sessions.pop(session.id, None)

@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from sealrun_broker import jwt
 from sealrun_broker.directory import Directory, write
 from sealrun_broker.errors import BrokerError
+from sealrun_broker.store import KEY_BYTES
 
 _LIFE: Final = datetime.timedelta(days=3650)
 _SKEW: Final = datetime.timedelta(days=1)  # a guest's clock may be behind
@@ -31,6 +32,8 @@ _POLICY: Final = """\
 [evidence]
 # Evidence that proves nothing. For tests and demonstrations only.
 insecure_sample = false
+# Versions of SEV-SNP reports. Version 2 does not say which CPU it is from.
+snp_report_versions = [3, 4, 5]
 
 # Who gets which resource; one rule that matches is enough.
 #
@@ -38,12 +41,17 @@ insecure_sample = false
 # path = "default/key/*"        # `*` stands for any characters of one part
 # tee = ["snp", "tdx"]          # absent: every kind of evidence that counts
 # init_data = ["<hex digest>"]  # absent: every init-data
+# images = ["sha256:<hex>"]     # the guest pulled one of these and no other; absent: any image
+# claims = { "policy_smt_allowed" = [false] }   # claims of the verifier, by dotted name
+# insecure_unrecognised = false # also a VM that the reference values do not affirm
 """
 
 
-def initialise(path: str, names: Sequence[str]) -> Directory:
+def initialise(path: str, names: Sequence[str], store_key: str | None = None) -> Directory:
     """Make the directory at `path`; its server answers to loopback and to `names` (DNS names, IP
-    addresses). Raises BrokerError; never touches a directory that holds anything."""
+    addresses). store_key: where the key of the resources goes, if not into the directory.
+
+    Raises BrokerError; never touches a directory that holds anything, or a key that is there."""
     directory = Directory(os.path.abspath(path))
     subjects = [_general_name(name) for name in dict.fromkeys((*_LOOPBACK, *names))]
     try:
@@ -52,8 +60,11 @@ def initialise(path: str, names: Sequence[str]) -> Directory:
             raise BrokerError(f"cannot make a broker in {path}: the directory is not empty")
         for folder in (directory.tls, directory.admins, directory.tokens, directory.resources):
             os.mkdir(folder, 0o700)
+        for folder in ("", "/snp", "/snp/vcek", "/tdx"):
+            os.mkdir(directory.collateral + folder, 0o700)
         _write_tls(directory, subjects)
         _write_keys(directory)
+        _write_store_key(store_key or directory.store_key)
         # Last: what has a policy is complete.
         write(directory.policy, _POLICY.encode())
     except OSError as error:
@@ -143,6 +154,12 @@ def _write_keys(directory: Directory) -> None:
     write(directory.admin_key, _private_pem(admin))
     write(directory.admin, public, 0o644)
     write(directory.token_key, _private_pem(ec.generate_private_key(ec.SECP256R1())))
+
+
+def _write_store_key(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(os.urandom(KEY_BYTES))
 
 
 def _private_pem(key: jwt.PrivateKey) -> bytes:

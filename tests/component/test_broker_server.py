@@ -1,28 +1,25 @@
 """The real broker, spoken to in raw HTTP: the exact answers, and what it refuses."""
 
 import base64
-import http.client
 import json
 import re
 import signal
-import ssl
 import stat
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fixtures.broker import ALLOW_SAMPLE, LAUNCHER, RunningBroker, command, running_broker
+from fixtures.kbs import AUTH, ask, attest, attestation, auth
 from sealrun_agent.attestation import tee_key
-from sealrun_agent.attestation.report_data import report_data
-from sealrun_agent.attestation.sample import SampleAttester
 from sealrun_broker import base64url, bounds, jwt
+from sealrun_broker.store import Store
+from sealrun_protocol.resource_uri import parse_name
 
-AUTH = {"version": "0.4.0", "tee": "sample", "extra-params": ""}
 RESOURCE = "/kbs/v0/resource/default/key/app"
 
 
@@ -31,62 +28,6 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
     with running_broker(tmp_path_factory.mktemp("broker")) as running:
         running.add_resource("default/key/app", b"secret")
         yield running
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> str:
-        """The name of the error; the whole object is checked."""
-        assert self.headers["Content-Type"] == "application/json"
-        assert list(self.json) == ["type", "detail"]
-        prefix, _, name = self.json["type"].rpartition("/")
-        assert prefix == "https://github.com/confidential-containers/kbs/errors"
-        return str(name)
-
-    @property
-    def cookie(self) -> str:
-        return self.headers["Set-Cookie"].partition(";")[0]
-
-
-def ask(
-    broker: RunningBroker, method: str, path: str, body: object = None, **headers: str
-) -> Answer:
-    context = ssl.create_default_context(cadata=broker.ca_pem)
-    connection = http.client.HTTPSConnection(broker.host, broker.port, context=context, timeout=30)
-    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    try:
-        connection.request(method, path, data, headers)
-        response = connection.getresponse()
-        return Answer(response.status, response.headers, response.read())
-    finally:
-        connection.close()
-
-
-def auth(broker: RunningBroker) -> Answer:
-    answer = ask(broker, "POST", "/kbs/v0/auth", AUTH)
-    assert answer.status == 200
-    return answer
-
-
-def attestation(nonce: str, key: tee_key.TeeKey) -> dict[str, Any]:
-    evidence = SampleAttester().evidence(report_data(nonce, key.public))
-    return {
-        "init-data": None,
-        "runtime-data": {"nonce": nonce, "tee-pubkey": key.public},
-        "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
-    }
-
-
-def attest(broker: RunningBroker, cookie: str, body: object) -> Answer:
-    return ask(broker, "POST", "/kbs/v0/attest", body, Cookie=cookie)
 
 
 # --- the handshake -------------------------------------------------------------------------------
@@ -311,7 +252,7 @@ def test_an_administrator_stores_and_deletes(broker: RunningBroker) -> None:
     path, content = "/kbs/v0/resource/default/key/posted", bytes(range(256))
     assert ask(broker, "POST", path, content, Authorization=bearer).status == 200
     stored = broker.directory / "resources/default/key/posted"
-    assert stored.read_bytes() == content
+    assert content not in stored.read_bytes()
     assert stat.S_IMODE(stored.stat().st_mode) == 0o600
     assert ask(broker, "DELETE", path, Authorization=bearer).status == 200
     assert not stored.exists()
@@ -329,6 +270,8 @@ def admin_key(broker: RunningBroker) -> ed25519.Ed25519PrivateKey:
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 def test_nobody_else_does(broker: RunningBroker, method: str) -> None:
     now, key = int(time.time()), admin_key(broker)
+    stored = broker.directory / "resources/default/key/app"
+    before = stored.read_bytes()
     stranger = ed25519.Ed25519PrivateKey.generate()
     claims = {"role": "admin", "iat": now, "exp": now + 60}
     for authorization in (
@@ -346,7 +289,7 @@ def test_nobody_else_does(broker: RunningBroker, method: str) -> None:
     ):
         answer = ask(broker, method, RESOURCE, b"mine", Authorization=authorization)
         assert (answer.status, answer.error) == (401, "AdminAuthAccess"), authorization
-    assert (broker.directory / "resources/default/key/app").read_bytes() == b"secret"
+    assert stored.read_bytes() == before
 
 
 def test_an_attestation_token_is_no_administrator_s(broker: RunningBroker) -> None:
@@ -482,5 +425,7 @@ def test_told_to_stop_the_moment_it_listens(tmp_path: Path, number: signal.Signa
 def test_what_is_stored_outlives_the_server(tmp_path: Path) -> None:
     with running_broker(tmp_path, policy=ALLOW_SAMPLE) as first:
         first.add_resource("default/key/app", b"kept")
-    assert (first.directory / "resources/default/key/app").read_bytes() == b"kept"
     assert first.log() == ""
+    key = (first.directory / "store.key").read_bytes()
+    store = Store(str(first.directory / "resources"), key)
+    assert store.get(parse_name("default/key/app")) == b"kept"

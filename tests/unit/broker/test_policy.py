@@ -2,17 +2,25 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sealrun_broker.errors import BrokerError
-from sealrun_broker.policy import Policy, PolicyFile, parse
+from sealrun_broker.policy import Client, Policy, PolicyFile, parse
 from sealrun_protocol.resource_uri import parse_name
 
 A, B = "a" * 64, "b" * 96
 
 
+CLIENT = Client("snp", {}, (), None, "affirming", ())
+
+
+def objection(text: str, name: str = "default/key/app", **members: Any) -> str:
+    return parse(text.encode()).objection(parse_name(name), CLIENT._replace(**members))
+
+
 def allows(text: str, name: str = "default/key/app", tee: str = "snp", digests: str = "") -> bool:
-    return parse(text.encode()).allows(parse_name(name), tee, tuple(digests.split()))
+    return not objection(text, name, tee=tee, init_data=tuple(digests.split()))
 
 
 def rule(path: str, more: str = "") -> str:
@@ -47,6 +55,7 @@ def test_kinds_of_evidence() -> None:
     text = rule("*/*/*", 'tee = ["snp", "tdx"]')
     assert allows(text, tee="tdx")
     assert not allows(text, tee="sample")
+    assert not allows(text, tee="tpm")
     assert not allows(rule("*/*/*", "tee = []"))
 
 
@@ -80,6 +89,8 @@ def test_one_rule_is_enough_but_it_must_fit_in_all() -> None:
         (b'[[resource]]\npath = "a/b/[c]"\n', "is not repository/type/tag"),
         (b'[[resource]]\npath = "a/b/c"\ninit_data = ["abc"]\n', "not a digest in hex"),
         (b'[[resource]]\npath = "a/b/c"\ntee = "snp"\n', "Expected `array | null`"),
+        (b'[[resource]]\npath = "a/b/c"\nimages = ["busybox"]\n', "not the digest of an image"),
+        (b'[[resource]]\npath = "a/b/c"\nclaims = { a = 1 }\n', "Expected `array`"),
         (b"a = " + b"[" * 10000, "cannot read the policy"),
     ],
 )
@@ -113,7 +124,76 @@ def test_a_change_that_leaves_size_and_time_as_they_were_is_seen(tmp_path: Path)
     path.write_text(rule("a/b/c", f'init_data = ["{A}"]'))
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     file = PolicyFile(str(path))
-    assert file.current().allows(parse_name("a/b/c"), "snp", [A])
+    client = CLIENT._replace(init_data=[A])
+    assert not file.current().objection(parse_name("a/b/c"), client)
     path.write_text(path.read_text().replace(A, "0" * len(A)))
     os.utime(path, ns=times)
-    assert not file.current().allows(parse_name("a/b/c"), "snp", [A])
+    assert file.current().objection(parse_name("a/b/c"), client)
+
+
+IMAGE, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ((IMAGE,), ""),
+        ((IMAGE, OTHER), "it pulled another image"),
+        ((OTHER,), "it pulled another image"),
+        ((), "it pulled no image yet"),
+        (None, "no measured event log says which image it pulled"),
+    ],
+)
+def test_a_key_for_an_image(images: tuple[str, ...] | None, said: str) -> None:
+    assert objection(rule("*/*/*", f'images = ["{IMAGE}"]'), images=images) == said
+    assert objection(rule("*/*/*"), images=images) == ""
+
+
+@pytest.mark.parametrize(
+    ("claims", "allowed"),
+    [
+        ({"debug": False, "quote": {"body": {"xfam": "e7"}}}, True),
+        ({"debug": 0, "quote": {"body": {"xfam": "e7"}}}, False),
+        ({"debug": False, "quote": {"body": {}}}, False),
+        ({"debug": False, "quote": "body"}, False),
+        ({}, False),
+    ],
+)
+def test_claims_by_dotted_name(claims: dict[str, Any], allowed: bool) -> None:
+    text = rule("*/*/*", 'claims = { debug = [false], "quote.body.xfam" = ["e7", "e8"] }')
+    assert (objection(text, claims=claims) == "") is allowed
+
+
+@pytest.mark.parametrize("status", ["none", "warning", "contraindicated"])
+def test_only_what_is_affirmed_counts_unless_it_is_said(status: str) -> None:
+    members = {"status": status, "reasons": ("PCR 4 is unknown", "no key")}
+    said = objection(rule("*/*/*"), **members)
+    assert said == f"the appraisal is {status}; PCR 4 is unknown; no key"
+    assert objection(rule("*/*/*", "insecure_unrecognised = true"), **members) == ""
+
+
+def test_sample_evidence_counts_by_its_own_switch_alone() -> None:
+    members = {"tee": "sample", "status": "contraindicated"}
+    assert objection(rule("*/*/*", "insecure_unrecognised = true"), **members)
+    assert objection("[evidence]\ninsecure_sample = true\n" + rule("*/*/*"), **members) == ""
+
+
+def test_the_nearest_rule_says_why() -> None:
+    text = rule("a/b/c", 'tee = ["tdx"]') + rule("a/b/*", f'init_data = ["{A}"]')
+    assert objection(text, "a/b/c") == "it sent no init-data"
+    assert objection(text, "a/b/c", init_data=["c"]) == "its init-data is another one"
+    assert objection(text, "x/y/z") == "no rule is about it"
+    assert (
+        objection(rule("a/b/c", 'tee = ["tdx"]'), "a/b/c") == "evidence of kind snp is not enough"
+    )
+
+
+def test_another_policy_is_checked_before_it_is_put_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text("")
+    file = PolicyFile(str(path))
+    with pytest.raises(BrokerError, match="unknown field"):
+        file.replace(b"[evidnce]\n")
+    assert path.read_text() == ""
+    file.replace(b"[evidence]\ninsecure_sample = true\n")
+    assert file.current().evidence.insecure_sample
