@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from fixtures.hostile import bounded, changed, spliced
+from hypothesis import given
 from hypothesis import strategies as st
 from sealrun_agent.attestation import tee_key
 from sealrun_agent.attestation.kbs import KeyBroker
@@ -19,6 +20,7 @@ from sealrun_agent.attestation.sample import SampleAttester
 from sealrun_agent.errors import AttestError, DialFailed
 from sealrun_agent.jose import JweInvalid, decode, encode
 from sealrun_broker import appraisal, jwe
+from sealrun_broker.collateral import Collateral
 from sealrun_broker.errors import BrokerError, Refusal
 from sealrun_broker.policy import Evidence, Policy, parse
 from sealrun_protocol import init_data
@@ -43,41 +45,8 @@ ATTESTATION: dict[str, Any] = {
         "additional_evidence": "",
     },
 }
-SAMPLES_COUNT = Policy(Evidence(insecure_sample=True))
-
-bounded = settings(max_examples=200, deadline=2000)
-a_value = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-def changed(honest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """`honest` with members replaced by anything, or missing; one level down too."""
-    inner = {
-        name: a_value | changed(value) if isinstance(value, dict) else a_value | st.just(value)
-        for name, value in honest.items()
-    }
-    return st.fixed_dictionaries({}, optional=inner).map(lambda new: {**honest, **new}) | (
-        st.sets(st.sampled_from(sorted(honest)), max_size=1).map(
-            lambda gone: {name: honest[name] for name in honest if name not in gone}
-        )
-    )
-
-
-@st.composite
-def spliced(draw: st.DrawFn, honest: bytes) -> bytes:
-    """`honest` with a few pieces cut out, doubled, or replaced by noise."""
-    data = honest
-    for _ in range(draw(st.integers(0, 3))):
-        start = draw(st.integers(0, len(data)))
-        end = draw(st.integers(start, min(len(data), start + 20)))
-        piece = draw(st.binary(max_size=8) | st.just(data[start:end] * 2))
-        data = data[:start] + piece + data[end:]
-    return data
+SAMPLES_COUNT = Evidence(insecure_sample=True)
+NOTHING = Collateral("/nonexistent")
 
 
 @bounded
@@ -146,12 +115,12 @@ def test_attestations(body: dict[str, Any]) -> None:
     except msgspec.ValidationError:
         return
     try:
-        appraised = appraisal.appraise("sample", attestation, SAMPLES_COUNT)
+        appraised = appraisal.appraise("sample", attestation, SAMPLES_COUNT, NOTHING, 0.0)
     except Refusal as refusal:
         assert refusal.status == 401
         return
     evidence = attestation.tee_evidence.primary_evidence
-    assert appraised.claims["report_data"] == evidence["report_data"]
+    assert appraised.verified.claims["report_data"] == evidence["report_data"]
 
 
 @st.composite

@@ -112,57 +112,51 @@ class Amd:
         return bytes((loader, tee, 0, 0, 0, 0, snp, microcode))
 
 
+NUMBERS = {
+    "version": (0x000, 4), "guest_svn": (0x004, 4), "policy": (0x008, 8), "vmpl": (0x030, 4),
+    "sig_algo": (0x034, 4), "plat_info": (0x040, 8), "key_info": (0x048, 4),
+}  # fmt: skip
+ARRAYS = {
+    "family_id": (0x010, 16), "image_id": (0x020, 16), "report_data": (0x050, 64),
+    "measurement": (0x090, 48), "host_data": (0x0C0, 32), "id_key_digest": (0x0E0, 48),
+    "author_key_digest": (0x110, 48), "report_id": (0x140, 32), "report_id_ma": (0x160, 32),
+    "chip_id": (0x1A0, 64),
+}  # fmt: skip
+TCBS = {"current_tcb": 0x038, "reported_tcb": 0x180, "committed_tcb": 0x1E0, "launch_tcb": 0x1F0}
+LATER = {  # offset, size, the first version that has it
+    "cpuid_fam_id": (0x188, 1, 3), "cpuid_mod_id": (0x189, 1, 3), "cpuid_step": (0x18A, 1, 3),
+    "launch_mit_vector": (0x1F8, 8, 5), "current_mit_vector": (0x200, 8, 5),
+}  # fmt: skip
+
+
 def as_json(raw: bytes, turin: bool = False) -> dict[str, Any]:
     """`attestation_report` of the evidence."""
 
     def number(offset: int, size: int) -> int:
         return int.from_bytes(raw[offset : offset + size], "little")
 
-    def octets(offset: int, size: int) -> list[int]:
-        return list(raw[offset : offset + size])
-
     def tcb(offset: int) -> dict[str, Any]:
-        part = raw[offset : offset + 8]
         names = ("fmc", "bootloader", "tee", "snp", "microcode")
-        values = (part[0], part[1], part[2], part[3], part[7]) if turin else (
-            None, part[0], part[1], part[6], part[7],
-        )  # fmt: skip
-        return dict(zip(names, values, strict=True))
+        places = (0, 1, 2, 3, 7) if turin else (None, 0, 1, 6, 7)
+        return {
+            name: None if place is None else raw[offset + place]
+            for name, place in zip(names, places, strict=True)
+        }
 
     def firmware(offset: int) -> dict[str, int]:
-        return {"build": raw[offset], "minor": raw[offset + 1], "major": raw[offset + 2]}
+        return dict(zip(("build", "minor", "major"), raw[offset : offset + 3], strict=True))
 
-    version = number(0, 4)
     return {
-        "version": version,
-        "guest_svn": number(4, 4),
-        "policy": number(8, 8),
-        "family_id": octets(0x10, 16),
-        "image_id": octets(0x20, 16),
-        "vmpl": number(0x30, 4),
-        "sig_algo": number(0x34, 4),
-        "current_tcb": tcb(0x38),
-        "plat_info": number(0x40, 8),
-        "key_info": number(0x48, 4),
-        "report_data": octets(0x50, 64),
-        "measurement": octets(0x90, 48),
-        "host_data": octets(0xC0, 32),
-        "id_key_digest": octets(0xE0, 48),
-        "author_key_digest": octets(0x110, 48),
-        "report_id": octets(0x140, 32),
-        "report_id_ma": octets(0x160, 32),
-        "reported_tcb": tcb(0x180),
-        "cpuid_fam_id": raw[0x188] if version >= 3 else None,
-        "cpuid_mod_id": raw[0x189] if version >= 3 else None,
-        "cpuid_step": raw[0x18A] if version >= 3 else None,
-        "chip_id": octets(0x1A0, 64),
-        "committed_tcb": tcb(0x1E0),
+        **{name: number(*place) for name, place in NUMBERS.items()},
+        **{name: list(raw[at : at + size]) for name, (at, size) in ARRAYS.items()},
+        **{name: tcb(offset) for name, offset in TCBS.items()},
+        **{
+            name: number(offset, size) if number(0, 4) >= first else None
+            for name, (offset, size, first) in LATER.items()
+        },
         "current": firmware(0x1E8),
         "committed": firmware(0x1EC),
-        "launch_tcb": tcb(0x1F0),
-        "launch_mit_vector": number(0x1F8, 8) if version >= 5 else None,
-        "current_mit_vector": number(0x200, 8) if version >= 5 else None,
-        "signature": {"r": octets(0x2A0, 72), "s": octets(0x2E8, 72)},
+        "signature": {"r": list(raw[0x2A0:0x2E8]), "s": list(raw[0x2E8:0x330])},
     }
 
 
