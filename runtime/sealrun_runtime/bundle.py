@@ -15,7 +15,6 @@ from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.oci_config import (
     JSON_LIMITS,
     Document,
-    Hook,
     Hooks,
     Linux,
     Mount,
@@ -131,11 +130,6 @@ def check_resources(content: bytes) -> None:
         msgspec.json.decode(content, type=Resources)
     except JSON_LIMITS as error:
         raise InvalidRequest(explain(error)) from error
-
-
-def poststop(container: ContainerSpec) -> tuple[Hook, ...]:
-    """The hooks that `delete` runs."""
-    return container.hooks.poststop or ()
 
 
 def _check_process(process: Process, where: str) -> None:

@@ -131,14 +131,11 @@ class _Attempt:
         """State directory, shim, stand-in, then the request, in which all the slow work is done."""
         directory, handover = self._directory, self._prepared.handover
         container = handover.container
-        directory.write(store.STATE, _creating(handover))
-        directory.write(handing.OCI_CONFIG_FILE, self._prepared.oci_config)
-        directory.write(handing.FILE, handing.encode(handover))
-        if bundle.poststop(container):
-            directory.write(store.POSTSTOP, hooks.encode(bundle.poststop(container)))
-        with shim_process.listen(directory) as listener:
+        early = (*(container.hooks.prestart or ()), *(container.hooks.create_runtime or ()))
+        self._write_files()
+        if not early:
             # First the shim, which then gets ready while the stand-in is made.
-            shim_process.spawn(directory, listener)
+            self._spawn_shim()
         slave = standing.NO_TERMINAL
         if container.terminal:
             size = Size(container.rows, container.columns)
@@ -147,6 +144,9 @@ class _Attempt:
         self.stand_in, link = standing.start(container, slave)
         with link:
             leftovers.record(directory, leftovers.STAND_IN_ROLE, self.stand_in)
+            if early:
+                self._run_hooks()
+                self._spawn_shim()
             if self.terminal is not None and console_socket:
                 self.terminal.hand_over(console_socket)
             self._connection = Connection(directory)
@@ -157,6 +157,33 @@ class _Attempt:
         if self.terminal is not None:
             self.terminal.close_slave()
         self._await_answer(self._connection)
+
+    def _write_files(self) -> None:
+        directory, handover = self._directory, self._prepared.handover
+        directory.write(store.STATE, _creating(handover))
+        directory.write(handing.OCI_CONFIG_FILE, self._prepared.oci_config)
+        directory.write(handing.FILE, handing.encode(handover))
+        later = handover.container.hooks
+        for name, found in ((store.POSTSTART, later.poststart), (store.POSTSTOP, later.poststop)):
+            if found:
+                directory.write(name, hooks.encode(found))
+
+    def _spawn_shim(self) -> None:
+        with shim_process.listen(self._directory) as listener:
+            shim_process.spawn(self._directory, listener)
+
+    def _run_hooks(self) -> None:
+        """Those that the specification puts between the namespaces and the root file system.
+
+        Raises HookFailed."""
+        handover = self._prepared.handover
+        state = _creating(handover, self.stand_in)
+        for name, found in (
+            ("prestart", handover.container.hooks.prestart),
+            ("createRuntime", handover.container.hooks.create_runtime),
+        ):
+            for hook in found or ():
+                hooks.run(hook, name, state)
 
     def _await_answer(self, connection: Connection) -> None:
         try:
@@ -220,8 +247,9 @@ def _init_data(annotations: dict[str, str]) -> tuple[bytes, bool]:
     return text, parsed.host.insecure_shared_root
 
 
-def _creating(handover: handing.Handover) -> bytes:
-    """The first state document (see store.py for the order of its members)."""
+def _creating(handover: handing.Handover, pid: int = 0) -> bytes:
+    """The first state document (see store.py for the order of its members). pid: the stand-in's,
+    for hooks."""
     import msgspec
 
     container = handover.container
@@ -229,7 +257,7 @@ def _creating(handover: handing.Handover) -> bytes:
         "ociVersion": container.oci_version,
         "id": handover.id,
         "status": "creating",
-        "pid": 0,
+        "pid": pid,
         "bundle": container.bundle,
         "annotations": container.annotations,
     }

@@ -1,14 +1,16 @@
 """Hooks of config.json that run on the host (runtime-spec, "POSIX-platform Hooks").
 
-createRuntime (and prestart, its old name) and poststart are the shim's to run, poststop is that of
-`delete`, which finds them in the state directory and needs nothing else: no bundle, no PATH, no HOME.
-createContainer and startContainer belong to the guest.
+prestart and createRuntime run in `create`, when the stand-in has the container's namespaces and before
+the VM is there, so that they can still lay the network that the VM gets; poststart in `start`, poststop
+in `delete`. The last two find their hooks in the state directory and need nothing else: no bundle, no
+PATH, no HOME. createContainer and startContainer belong to the guest.
 """
 
 import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -26,8 +28,13 @@ class HookFailed(SealrunError):
 
 
 def encode(hooks: tuple[Hook, ...]) -> bytes:
-    """The content of poststop.json."""
+    """The content of poststart.json or poststop.json."""
     return msgspec.json.encode(hooks)
+
+
+def decode(content: bytes) -> tuple[Hook, ...]:
+    """Of such a file."""
+    return msgspec.json.decode(content, type=tuple[Hook, ...])
 
 
 def run(hook: Hook, name: str, state: bytes) -> None:
@@ -53,7 +60,11 @@ def run(hook: Hook, name: str, state: bytes) -> None:
             start_new_session=True,
             preexec_fn=_unblock_signals,  # noqa: PLW1509 - no threads here
         )
-        status = _wait(process, hook, where)
+        try:
+            status = _wait(process, hook, where)
+        except BaseException:  # a signal that calls the work off, too
+            _end(process)
+            raise
         words = os.pread(said, _WORDS, max(0, os.fstat(said).st_size - _WORDS))
     except OSError as error:
         raise HookFailed(f"cannot run {where}: {cause(error)}") from error
@@ -69,7 +80,7 @@ def run(hook: Hook, name: str, state: bytes) -> None:
 def run_poststop(invocation: Invocation, content: bytes, state: bytes) -> None:
     """The poststop hooks of a poststop.json, in order; what fails is a warning."""
     log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
-    for hook in msgspec.json.decode(content, type=tuple[Hook, ...]):
+    for hook in decode(content):
         try:
             run(hook, "poststop", state)
         except HookFailed as error:
@@ -88,9 +99,14 @@ def _wait(process: "subprocess.Popen[bytes]", hook: Hook, where: str) -> int:
     try:
         return process.wait(hook.timeout)
     except subprocess.TimeoutExpired as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         raise HookFailed(f"{where} did not end within {hook.timeout} s") from error
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """With whatever it has started and that is still of its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _environment(hook: Hook) -> dict[str, str]:

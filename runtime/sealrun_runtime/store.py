@@ -6,7 +6,8 @@
     shim.sock     the control socket; listening from before the shim runs until the shim dies
     shim.json     what the shim starts from; oci.json: the bundle's config.json  (handover.py)
     processes     lines `role pid starttime` of what must not outlive the container
-    poststop.json the hooks that `delete` runs, where there are any  (hooks.py)
+    poststart.json, poststop.json
+                  the hooks that `start` and `delete` run, where there are any  (hooks.py)
     cgroups       lines of absolute cgroup directories that the shim made, the deepest last
     channel.sock, console.log, vmm.log, shim.log
 
@@ -21,6 +22,7 @@ STATE = "state.json"
 SOCKET = "shim.sock"
 PROCESSES = "processes"
 CGROUPS = "cgroups"
+POSTSTART = "poststart.json"
 POSTSTOP = "poststop.json"
 SHIM_LOG = "shim.log"
 

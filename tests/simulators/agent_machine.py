@@ -94,6 +94,8 @@ class BusyboxImages:
         shutil.copy("/bin/busybox", f"{root}/bin/busybox")
         for name in APPLETS:
             os.symlink("busybox", f"{root}/bin/{name}")
+        with open(f"{root}/etc/passwd", "w") as file:
+            file.write("root:x:0:0:root:/root:/bin/sh\n")
         for directory in (root, f"{root}/bin"):
             _programs(directory)
         with open(f"{root}/fetched", "wb") as file:
@@ -131,8 +133,8 @@ def _fetch(order: Order, host: str, port: int) -> bytes:
     return b"".join(received)
 
 
-def _mount(kind: str, target: str, options: str = "") -> None:
-    if _LIBC.mount(kind.encode(), target.encode(), kind.encode(), 0, options.encode()) != 0:
+def _mount(kind: str, target: str, options: str = "", flags: int = 0) -> None:
+    if _LIBC.mount(kind.encode(), target.encode(), kind.encode(), flags, options.encode()) != 0:
         raise OSError(ctypes.get_errno(), f"mount {target}")
 
 
@@ -144,9 +146,12 @@ def check_init_data(init_data: InitData) -> None:
 
 def main() -> None:
     """Set up what a VM would have, serve, and end as a VM does: with everything in it."""
+    os.umask(0o022)
     detach = 2
+    nosuid_nodev_noexec = 2 | 4 | 8
+    _mount("sysfs", "/sys", flags=nosuid_nodev_noexec)
     _LIBC.umount2(b"/sys/fs/cgroup", detach)
-    _mount("cgroup2", "/sys/fs/cgroup")
+    _mount("cgroup2", "/sys/fs/cgroup", flags=nosuid_nodev_noexec)
     _mount("tmpfs", "/run", "mode=0755")
     machine = Machine(
         tee=sys.argv[2],

@@ -29,7 +29,7 @@ from sealrun_agent.container.statistics import read_statistics
 from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Order, Success, Surroundings
 from sealrun_agent.container.worker import Worker
-from sealrun_agent.container.workload import may_execute, restrict
+from sealrun_agent.container.workload import check_hooks, may_execute, restrict
 from sealrun_agent.errors import AgentError, RunError, StartError
 from sealrun_agent.processes import Child
 
@@ -191,6 +191,7 @@ class Container:
         with ExitStack() as always, ExitStack() as undo:
             always.callback(self._stdio.close_theirs)
             accepted = spec.accept(request)
+            check_hooks(accepted.spec, here.tenant)
             rootfs = here.images.prepare(self._order(request))
             undo.callback(here.images.release, name)
             if here.tenant is not None and rootfs.program is not None:

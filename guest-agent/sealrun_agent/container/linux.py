@@ -1,22 +1,23 @@
 """What becomes of the `linux` part of the host's config.json (config-linux.md).
 
 Decided by the guest:
-- namespaces: always new pid, ipc, uts, mount and cgroup ones. The network is the VM's. A user
-  namespace is refused: the image's owners would have to be mapped, which comes later.
+- namespaces: always new pid, ipc, uts, mount and cgroup ones. The network is the VM's. A user namespace
+  is a new one where it is asked for, but ids are mapped to themselves: `hostID` is of the host, where
+  nothing of the container runs, and the image's files have the owners that the image says.
 - cgroupsPath: the guest's own.
-- annotations, AppArmor and SELinux labels, rootfsPropagation (but see below): left out.
+- annotations, AppArmor and SELinux labels: left out.
 
-Accepted: masked and read-only paths, seccomp, device rules, sysctl of the container's namespaces.
-Sysctl of the network concern the VM's network, which is the container's; crun would want a network
-namespace for them, so the agent sets them (`network_sysctl`).
+Accepted: masked and read-only paths, seccomp, device rules, propagation of the root, personality, sysctl
+of the container's namespaces. Sysctl of the network concern the VM's network, which is the container's;
+crun would want a network namespace for them, so the agent sets them (`network_sysctl`).
 
 Left out because they describe the host and mean nothing in the VM: cpuset and NUMA nodes, block
 devices' limits, huge pages, RDMA, network classes, swap (the VM has none) and cgroup v1's kernel
-memory. The host's own limits hold outside of the VM as before.
+memory.
 
-Device nodes: the standard ones are there anyway. In a privileged container (a device rule allows
-everything) an engine lists every device of the *host*: those are left out, since the VM does not
-have them. Any other device was asked for by name, and is refused.
+Device nodes: those of `_DEVICES`, which every kernel has, anywhere below /dev. In a privileged container
+(a device rule allows everything) an engine lists every device of the *host*: those are left out, since
+the VM does not have them. Any other device was asked for by name, and is refused.
 """
 
 import re
@@ -30,29 +31,29 @@ from sealrun_agent.container.runtime_spec import (
     Cpu,
     Device,
     DeviceRule,
+    IdMapping,
     Linux,
     Memory,
     Namespace,
+    Personality,
     Resources,
     Seccomp,
     refused,
 )
 
 _NAMESPACES: Final = tuple(Namespace(kind) for kind in ("pid", "ipc", "uts", "mount", "cgroup"))
-_KNOWN_NAMESPACES: Final = frozenset({"pid", "ipc", "uts", "mount", "cgroup", "network"})
-_STANDARD_DEVICES: Final = {
-    "/dev/null": (1, 3),
-    "/dev/zero": (1, 5),
-    "/dev/full": (1, 7),
-    "/dev/random": (1, 8),
-    "/dev/urandom": (1, 9),
-    "/dev/tty": (5, 0),
-    "/dev/console": (5, 1),
-    "/dev/ptmx": (5, 2),
-}
-_PROPAGATION: Final = frozenset({"", "private", "rprivate", "slave", "rslave"})
-_IPC_SYSCTL: Final = re.compile(
-    r"kernel\.(shm(max|all|mni|_rmid_forced)|msg(max|mnb|mni)|sem)|fs\.mqueue\.[a-z_]+"
+_KNOWN_NAMESPACES: Final = frozenset({"pid", "ipc", "uts", "mount", "cgroup", "network", "user"})
+_IDS: Final = 0xFFFF_FFFF
+_EXTENTS: Final = 340  # of a map of ids: UID_GID_MAP_MAX_EXTENTS in the kernel
+_DEVICES: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)})
+"""null, zero, full, random, urandom, tty (Documentation/admin-guide/devices.txt in the kernel's sources)."""
+_CRUN_S_DEVICES: Final = {"/dev/console": (5, 1), "/dev/ptmx": (5, 2)}
+_PROPAGATION: Final = frozenset(
+    {"", *(f"{r}{kind}" for r in ("", "r") for kind in ("private", "slave", "shared"))}
+)
+_PERSONALITIES: Final = frozenset({"LINUX", "LINUX32"})
+_OWN_SYSCTL: Final = re.compile(
+    r"kernel\.(shm(max|all|mni|_rmid_forced)|msg(max|mnb|mni)|sem|domainname)|fs\.mqueue\.[a-z_]+"
 )
 _NETWORK_SYSCTL: Final = re.compile(r"net(\.[a-z0-9_-]+)+")
 _UNIFIED: Final = re.compile(r"(memory|cpu|pids)\.[a-z_.]+")
@@ -75,20 +76,31 @@ def accept_linux(given: Linux) -> AcceptedLinux:
     """Raises StartError(SPEC_REFUSED)."""
     _check_namespaces(given)
     if given.rootfsPropagation not in _PROPAGATION:
-        raise refused("linux.rootfsPropagation", "mounts are not shared with the guest")
+        raise refused("linux.rootfsPropagation", f"{given.rootfsPropagation!a} is not accepted")
+    personality = given.personality
+    if personality and (personality.flags or personality.domain not in _PERSONALITIES):
+        raise refused("linux.personality", f"{personality.domain!a} or a flag is not accepted")
     resources = given.resources or Resources()
-    _check_devices(given.devices or (), privileged=_allows_everything(resources.devices or ()))
+    devices = _accept_devices(
+        given.devices or (), privileged=_allows_everything(resources.devices or ())
+    )
     for name in ("maskedPaths", "readonlyPaths"):
         for index, path in enumerate(getattr(given, name) or ()):
             check_absolute(f"linux.{name}[{index}]", path)
     sysctl, network_sysctl = _split_sysctl(given.sysctl or {})
+    own_users = any(namespace.type == "user" for namespace in given.namespaces or ())
     part = Linux(
-        namespaces=_NAMESPACES,
+        namespaces=(*_NAMESPACES, *((Namespace("user"),) if own_users else ())),
+        uidMappings=_accept_mappings("uidMappings", given.uidMappings, wanted=own_users),
+        gidMappings=_accept_mappings("gidMappings", given.gidMappings, wanted=own_users),
+        devices=devices or None,
         resources=_accept_resources(resources, "linux.resources"),
         maskedPaths=given.maskedPaths,
         readonlyPaths=given.readonlyPaths,
         seccomp=_accept_seccomp(given.seccomp),
         sysctl=sysctl or None,
+        rootfsPropagation=given.rootfsPropagation,
+        personality=personality and Personality(personality.domain),
     )
     return AcceptedLinux(part, network_sysctl)
 
@@ -110,6 +122,29 @@ def _check_namespaces(given: Linux) -> None:
                 f"linux.namespaces[{index}].type",
                 f"a namespace of type {namespace.type!a} is not supported in the guest",
             )
+        if namespace.type == "user" and namespace.path:
+            raise refused(f"linux.namespaces[{index}].path", "it is one of the host's")
+
+
+def _accept_mappings(
+    name: str, given: tuple[IdMapping, ...] | None, *, wanted: bool
+) -> tuple[IdMapping, ...] | None:
+    """The same ids, mapped to themselves; they are there exactly where a user namespace is."""
+    path = f"linux.{name}"
+    if bool(given) != wanted:
+        raise refused(path, "a user namespace and its mappings belong together")
+    if not given:
+        return None
+    if len(given) > _EXTENTS:
+        raise refused(path, f"there are more than {_EXTENTS}")
+    end = 0
+    for mapping in sorted(given, key=lambda one: one.containerID):
+        if mapping.containerID < end or mapping.containerID + mapping.size > _IDS:
+            raise refused(
+                path, f"the range at {mapping.containerID} overlaps another, or is no range"
+            )
+        end = mapping.containerID + mapping.size
+    return tuple(IdMapping(one.containerID, one.containerID, one.size) for one in given)
 
 
 def _allows_everything(rules: tuple[DeviceRule, ...]) -> bool:
@@ -123,13 +158,21 @@ def _allows_everything(rules: tuple[DeviceRule, ...]) -> bool:
     )
 
 
-def _check_devices(devices: tuple[Device, ...], *, privileged: bool) -> None:
+def _accept_devices(devices: tuple[Device, ...], *, privileged: bool) -> tuple[Device, ...]:
+    """Those to be made."""
+    accepted = []
     for index, device in enumerate(devices):
-        standard = _STANDARD_DEVICES.get(device.path) == (device.major, device.minor)
-        if not (privileged or (standard and device.type in {"c", "u"})):
-            raise refused(
-                f"linux.devices[{index}]", f"{device.path}: devices of the host are not in the VM"
-            )
+        path = f"linux.devices[{index}]"
+        number = (device.major, device.minor)
+        fifo = device.type == "p"
+        if fifo or (device.type in {"c", "u"} and number in _DEVICES):
+            check_absolute(f"{path}.path", device.path)
+            if not device.path.startswith("/dev/"):
+                raise refused(f"{path}.path", f"{device.path!a} is not below /dev")
+            accepted.append(device)
+        elif not privileged and _CRUN_S_DEVICES.get(device.path) != number:
+            raise refused(path, f"{device.path}: devices of the host are not in the VM")
+    return tuple(accepted)
 
 
 def _accept_resources(given: Resources, where: str) -> Resources:
@@ -143,12 +186,23 @@ def _accept_resources(given: Resources, where: str) -> Resources:
         if not _UNIFIED.fullmatch(key):
             raise refused(f"{where}.unified", f"{key!a} is not accepted")
     memory, cpu = given.memory, given.cpu
+    for name in ("realtimeRuntime", "realtimePeriod"):
+        if cpu and getattr(cpu, name):
+            raise refused(f"{where}.cpu.{name}", "the guest has no real-time groups")
+    unified = dict(given.unified or {})
+    if cpu and cpu.idle is not None:  # which crun does not know yet
+        unified.setdefault("cpu.idle", str(cpu.idle))
     return Resources(
-        memory=memory and Memory(limit=memory.limit, reservation=memory.reservation),
+        memory=memory
+        and Memory(
+            limit=memory.limit,
+            reservation=memory.reservation,
+            checkBeforeUpdate=memory.checkBeforeUpdate,
+        ),
         cpu=cpu and Cpu(shares=cpu.shares, quota=cpu.quota, period=cpu.period, burst=cpu.burst),
         pids=given.pids,
         devices=given.devices,
-        unified=given.unified,
+        unified=unified or None,
     )
 
 
@@ -156,7 +210,7 @@ def _split_sysctl(given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]
     container: dict[str, str] = {}
     network: dict[str, str] = {}
     for name, value in given.items():
-        if _IPC_SYSCTL.fullmatch(name):
+        if _OWN_SYSCTL.fullmatch(name):
             container[name] = value
         elif _NETWORK_SYSCTL.fullmatch(name):
             network[name] = value

@@ -6,6 +6,8 @@
                                             host sent with the request, empty where it sent none
     /dev/shm (from the host)                a tmpfs of the guest. Its size is the VM's memory:
                                             --shm-size stands in the host's mount, not in config.json
+    /proc /sys /sys/fs/cgroup /dev/mqueue /dev/pts (the host's own, at the same place)
+                                            the guest's own of that kind: --network=host, --ipc=host
     any other directory of the host         refused
 
 Mounts keep their order. Sources are the guest's own, whatever the host wrote there. Where config.json
@@ -29,12 +31,12 @@ PREPARED_FILES: Final = {
 _ENGINE_INIT: Final = "/run/podman-init"
 _BIND: Final = frozenset({"bind", "rbind"})
 _FLAGS: Final = re.compile(
-    r"defaults|ro|rw|(no)?suid|(no)?dev|(no)?exec|sync|async|dirsync|(no)?atime|(no)?diratime"
-    r"|(no)?relatime|(no)?strictatime|r?private|r?slave"
+    r"defaults|r?(ro|rw|sync|async|dirsync)|r?(no)?(suid|dev|exec|atime|diratime|relatime|strictatime|mand)"
+    r"|r?(private|slave|shared|unbindable)"
 )
 _NUMBER: Final = r"=[0-9]{1,20}"
 _SIZE: Final = r"=[0-9]{1,20}[kKmMgG%]?"
-# Options of each kind besides _FLAGS. Propagation to the guest (shared) is none of them.
+# Options of each kind besides _FLAGS.
 _KINDS: Final = {
     "proc": re.compile(r"(?!)"),
     "sysfs": re.compile(r"(?!)"),
@@ -42,6 +44,13 @@ _KINDS: Final = {
     "cgroup": re.compile(r"(?!)"),
     "tmpfs": re.compile(rf"tmpcopyup|(mode|uid|gid|nr_inodes){_NUMBER}|(size|nr_blocks){_SIZE}"),
     "devpts": re.compile(rf"newinstance|(ptmxmode|mode|uid|gid|max){_NUMBER}"),
+}
+_KERNEL_S: Final = {
+    "/proc": "proc",
+    "/sys": "sysfs",
+    "/sys/fs/cgroup": "cgroup",
+    "/dev/mqueue": "mqueue",
+    "/dev/pts": "devpts",
 }
 _SHARED_MEMORY: Final = Mount(
     "/dev/shm", "tmpfs", "shm", ("nosuid", "noexec", "nodev", "mode=1777")
@@ -70,13 +79,17 @@ def is_prepared_file(mount: Mount) -> bool:
 
 
 def _accept(path: str, mount: Mount) -> Mount:
-    destination = mount.destination
+    # The specification, since 1.2: a relative one is relative to the root.
+    destination = mount.destination if mount.destination[:1] == "/" else f"/{mount.destination}"
     check_absolute(f"{path}.destination", destination)
     if destination == "/":
         raise refused(f"{path}.destination", "the root is the image's")
     options = mount.options or ()
-    if mount.type == "bind" or (not mount.type and _BIND.intersection(options)):
-        return _accept_bind(path, destination, options)
+    if mount.type == "bind" or (mount.type in {"", "none"} and _BIND.intersection(options)):
+        if mount.source != destination or destination not in _KERNEL_S:
+            return _accept_bind(path, destination, options)
+        options = tuple(option for option in options if option not in _BIND)
+        mount = Mount(destination, _KERNEL_S[destination], "", options)
     kind = "cgroup" if mount.type == "cgroup2" else mount.type
     known = _KINDS.get(kind)
     if known is None:

@@ -99,6 +99,41 @@ class Mount(Part, frozen=True):
     options: tuple[str, ...] | None = None
 
 
+class IdMapping(Part, frozen=True):
+    """An entry of linux.uidMappings or gidMappings. `hostID` is the host's and means nothing here."""
+
+    containerID: Uint32
+    hostID: Uint32
+    size: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)]
+
+
+class Personality(Part, frozen=True):
+    """linux.personality."""
+
+    domain: str
+    flags: tuple[str, ...] | None = None
+
+
+class Hook(Part, frozen=True):
+    """An entry of one of the hooks. timeout: seconds."""
+
+    path: str
+    args: tuple[str, ...] | None = None
+    env: tuple[str, ...] | None = None
+    timeout: Annotated[int, Meta(ge=1, le=0x7FFF_FFFF)] | None = None
+
+
+class Hooks(Part, frozen=True):
+    """hooks."""
+
+    prestart: tuple[Hook, ...] | None = None
+    createRuntime: tuple[Hook, ...] | None = None
+    createContainer: tuple[Hook, ...] | None = None
+    startContainer: tuple[Hook, ...] | None = None
+    poststart: tuple[Hook, ...] | None = None
+    poststop: tuple[Hook, ...] | None = None
+
+
 class Namespace(Part, frozen=True):
     """An entry of linux.namespaces."""
 
@@ -111,8 +146,8 @@ class Device(Part, frozen=True):
 
     path: str
     type: str
-    major: Int64 = 0
-    minor: Int64 = 0
+    major: Int64 | None = None
+    minor: Int64 | None = None
     fileMode: Uint32 | None = None
     uid: Uint32 | None = None
     gid: Uint32 | None = None
@@ -208,6 +243,8 @@ class Linux(Part, frozen=True):
     """linux."""
 
     namespaces: tuple[Namespace, ...] | None = None
+    uidMappings: tuple[IdMapping, ...] | None = None
+    gidMappings: tuple[IdMapping, ...] | None = None
     devices: tuple[Device, ...] | None = None
     resources: Resources | None = None
     cgroupsPath: str = ""
@@ -217,6 +254,7 @@ class Linux(Part, frozen=True):
     sysctl: dict[str, str] | None = None
     rootfsPropagation: str = ""
     mountLabel: str = ""
+    personality: Personality | None = None
 
 
 class Spec(Part, frozen=True):
@@ -230,4 +268,4 @@ class Spec(Part, frozen=True):
     domainname: str = ""
     mounts: tuple[Mount, ...] | None = None
     annotations: dict[str, str] | None = None
-    hooks: dict[str, tuple[msgspec.Raw, ...] | None] | None = None
+    hooks: Hooks | None = None

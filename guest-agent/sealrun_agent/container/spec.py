@@ -5,10 +5,11 @@ into a type of runtime_spec.py, checked, and written again, so crun never parses
 host wrote. What is unknown is refused, what is left out stands here, in mounts.py and in linux.py
 with the reason:
 
-- hooks are refused: they would run in the guest, outside of the container.
+- prestart, createRuntime, poststart and poststop hooks are left out: the host runs them. createContainer
+  and startContainer hooks run here, where the tenant allows them (workload.py).
 - annotations are left out: crun obeys some of them (run.oci.*).
 - root.path is the host's and means nothing here; the image's root file system stands in its place.
-- domainname, and strings with NUL (crun reads C strings) are refused.
+- strings with NUL (crun reads C strings) are refused.
 
 Texts name the place as JSON path: `process.args[0]: expected str, got int`.
 """
@@ -21,12 +22,17 @@ from sealrun_protocol import limits, messages
 
 from sealrun_agent.container import process
 from sealrun_agent.container.linux import accept_linux
-from sealrun_agent.container.mounts import PREPARED_FILES, accept_mounts, is_prepared_file
+from sealrun_agent.container.mounts import (
+    PREPARED_FILES,
+    accept_mounts,
+    check_absolute,
+    is_prepared_file,
+)
 from sealrun_agent.container.reading import check_for_c, read
-from sealrun_agent.container.runtime_spec import Root, Spec, refused
+from sealrun_agent.container.runtime_spec import Hooks, Root, Spec, refused
 
 _VERSION: Final = "1.0.2"
-_HOSTNAME_BYTES: Final = 64  # HOST_NAME_MAX
+_NAME_BYTES: Final = 64  # HOST_NAME_MAX, and the kernel's __NEW_UTS_LEN
 
 _encoder = msgspec.json.Encoder()
 
@@ -50,13 +56,9 @@ def accept(request: messages.CreateContainer) -> Accepted:
     given = read(request.config, Spec, "")
     if not given.ociVersion.startswith("1."):
         raise refused("ociVersion", f"{given.ociVersion!a} is not 1.x")
-    for name, hooks in (given.hooks or {}).items():
-        if hooks:
-            raise refused(f"hooks.{name}", "hooks do not run in the guest")
-    if given.domainname:
-        raise refused("domainname", "it is not supported in the guest")
-    if len(given.hostname.encode()) > _HOSTNAME_BYTES:
-        raise refused("hostname", f"it is longer than {_HOSTNAME_BYTES} bytes")
+    for name in ("hostname", "domainname"):
+        if len(getattr(given, name).encode()) > _NAME_BYTES:
+            raise refused(name, f"it is longer than {_NAME_BYTES} bytes")
     linux = accept_linux(given.linux)
     mounts = accept_mounts(given.mounts or ())
     spec = Spec(
@@ -64,8 +66,10 @@ def accept(request: messages.CreateContainer) -> Accepted:
         process=process.accept(given.process, request, "process"),
         root=Root(path="", readonly=given.root.readonly),
         hostname=given.hostname,
+        domainname=given.domainname,
         mounts=mounts,
         linux=linux.part,
+        hooks=_accept_hooks(given.hooks or Hooks()),
     )
     check_for_c("", spec)
     return Accepted(spec, _prepared(spec, request.files), linux.network_sysctl)
@@ -89,6 +93,16 @@ def render(accepted: Accepted, *, rootfs: str, files_dir: str, cgroup: str) -> b
             linux=msgspec.structs.replace(spec.linux, cgroupsPath=cgroup),
         )
     )
+
+
+def _accept_hooks(given: Hooks) -> Hooks | None:
+    """Those that are the guest's."""
+    for name in ("createContainer", "startContainer"):
+        for index, hook in enumerate(getattr(given, name) or ()):
+            check_absolute(f"hooks.{name}[{index}].path", hook.path)
+    if not (given.createContainer or given.startContainer):
+        return None
+    return Hooks(createContainer=given.createContainer, startContainer=given.startContainer)
 
 
 def _prepared(spec: Spec, files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -12,6 +12,10 @@ there is an init-data, unless its [container] says `insecure_any_process`:
   prepares (names of hosts), and nowhere else: a mount can hide a file of the image;
 - later programs (exec): only with `allow_exec`.
 
+Hooks that run in the guest (createContainer, startContainer) are programs of the host's choice with the
+rights of the guest's root: they have to be in `hooks`, whole, also under `insecure_any_process` and where
+there is no init-data.
+
 What the host chooses all the same (limits, capabilities, seccomp, host names) makes a container
 weaker or stops it, and does not read it.
 """
@@ -23,7 +27,7 @@ import msgspec
 from sealrun_protocol import init_data
 from sealrun_protocol.errors import ErrorCode
 
-from sealrun_agent.container.runtime_spec import Process, Spec, User
+from sealrun_agent.container.runtime_spec import Hooks, Process, Spec, User
 from sealrun_agent.errors import StartError
 
 _ENGINES_OWN: Final = ("TERM", "HOSTNAME", "container")
@@ -71,6 +75,23 @@ def restrict(spec: Spec, program: Program, wishes: init_data.Container) -> Spec:
         ),
     )
     return msgspec.structs.replace(spec, process=process)
+
+
+def check_hooks(spec: Spec, tenant: init_data.Container | None) -> None:
+    """Raises StartError(POLICY_DENIED)."""
+    allowed = tenant.hooks if tenant is not None else ()
+    names = tenant.environment if tenant is not None else ()
+    given = spec.hooks or Hooks()
+    for kind in ("createContainer", "startContainer"):
+        for index, hook in enumerate(getattr(given, kind) or ()):
+            path = f"hooks.{kind}[{index}]"
+            command = (hook.path, *(hook.args or ())[1:])
+            if command not in allowed:
+                raise _denied(path, f"{list(command)!a:.300} runs in the guest")
+            for number, variable in enumerate(hook.env or ()):
+                name, _ = _split(variable)
+                if not any(_matches(pattern, name) for pattern in names):
+                    raise _denied(f"{path}.env[{number}]", f"the host may not set {name!a}")
 
 
 def may_execute(tenant: init_data.Container | None) -> bool:

@@ -13,15 +13,17 @@ from sealrun_runtime.version import OCI_VERSION_MAX, OCI_VERSION_MIN, VERSION
 
 USAGE = "features"
 
-HOOKS = ["prestart", "createRuntime", "poststart", "poststop"]
-_NEGATABLE = ("suid", "dev", "exec", "atime", "diratime", "relatime", "strictatime")
+HOOKS = [
+    "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop",
+]  # fmt: skip
+_NEGATABLE = ("suid", "dev", "exec", "atime", "diratime", "relatime", "strictatime", "mand")
+_RECURSIVE = (
+    *_NEGATABLE,
+    *(f"no{option}" for option in _NEGATABLE),
+    *("ro", "rw", "sync", "async", "dirsync", "private", "slave", "shared", "unbindable", "bind"),
+)
 MOUNT_OPTIONS = sorted(
-    [
-        *_NEGATABLE,
-        *(f"no{option}" for option in _NEGATABLE),
-        *("async", "bind", "defaults", "dirsync", "private", "rbind", "ro", "rprivate", "rslave"),
-        *("rw", "slave", "sync", "tmpcopyup"),
-    ]
+    [*_RECURSIVE, *(f"r{option}" for option in _RECURSIVE), "defaults", "tmpcopyup"]
 )
 CAPABILITIES = [
     f"CAP_{name}"
@@ -55,7 +57,7 @@ def document() -> dict[str, object]:
         "hooks": HOOKS,
         "mountOptions": MOUNT_OPTIONS,
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
             "capabilities": CAPABILITIES,
             # Of the host's cgroup, which holds the VM. That of the guest is nobody's business.
             "cgroup": {

@@ -37,7 +37,7 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
             )
             kept = False
             try:
-                status = _run(created, detached=detached)
+                status = _run(invocation, created, detached=detached)
                 kept = detached or parsed.flag("keep")
             finally:
                 if not kept:
@@ -48,7 +48,7 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
     return status
 
 
-def _run(created: creation.Created, *, detached: bool) -> int:
+def _run(invocation: Invocation, created: creation.Created, *, detached: bool) -> int:
     def forward(number: int) -> None:
         try:
             kill.send(created.directory, number)
@@ -56,7 +56,7 @@ def _run(created: creation.Created, *, detached: bool) -> int:
             sys.stderr.write(f"sealrun: cannot forward signal {number}: {error.text}\n")
 
     with forwarding(forward):
-        start.start(created.directory)
+        start.start(invocation, created.directory)
         if detached:
             return 0
         if created.terminal is not None:

@@ -1,4 +1,6 @@
-"""poststop hooks: run by whoever deletes, once, with the state, and never the reason for a failure."""
+"""Hooks on the host: prestart and createRuntime by `create`, poststart by `start`, poststop by whoever
+deletes; each with the state on its stdin, in order, once.
+"""
 
 import json
 import os
@@ -114,6 +116,118 @@ def test_a_hook_that_leaves_something_running_does_not_hold_us(world: World) -> 
     assert world("delete", "--force", "c1").returncode == 0
     assert time.monotonic() - started < 10
     os.kill(int(said(world)), signal.SIGKILL)
+
+
+# --- before the VM -------------------------------------------------------------------------------
+
+
+def test_hooks_of_create_find_the_namespaces_and_no_program(world: World) -> None:
+    script = (
+        'read state; echo "$state"; pid=${state#*\\"pid\\":}; pid=${pid%%,*}; '
+        "readlink /proc/$pid/ns/net /proc/self/ns/net; cat /proc/$pid/comm"
+    )
+    early = {
+        "createRuntime": [hook(world, "cat >/dev/null; echo second"), hook(world, script)],
+        "prestart": [hook(world, "cat >/dev/null; echo first")],
+    }
+    pid = world.create(hooks=early)
+    first, second, document, net, own, name = said(world).splitlines()
+    assert (first, second) == ("first", "second")
+    state = json.loads(document)
+    assert state == {
+        "ociVersion": "1.0.2",
+        "id": "c1",
+        "status": "creating",
+        "pid": pid,
+        "bundle": str(world.tmp / "bundle"),
+        "annotations": {"io.sealrun.image": "r.test/a:1", "test.shim": ""},
+    }
+    assert own == os.readlink("/proc/self/ns/net") != net
+    assert name in ("sh", "dash")
+    assert world("start", "c1").returncode == 0
+    assert len(said(world).splitlines()) == 6
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime"])
+@pytest.mark.parametrize(
+    ("failing", "text"),
+    [
+        ({"path": "/bin/false"}, "ended with 1"),
+        ({"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}, "did not end within 1 s"),
+    ],
+)
+def test_one_that_fails_ends_the_create(
+    world: World, kind: str, failing: dict[str, Any], text: str
+) -> None:
+    hooks = {
+        kind: [failing, hook(world, "echo never")],
+        "poststop": [hook(world, "echo poststop")],
+    }
+    done = world("create", "-b", world.bundle(hooks=hooks), "c1")
+    expected = f"{kind} hook {failing['path']} {text}"
+    assert (done.returncode, done.stderr) == (1, f"sealrun: {expected}\n")
+    assert world.error() == expected
+    assert said(world) == "poststop\n"
+    world.assert_nothing_left()
+
+
+def test_a_create_that_is_called_off_ends_its_hook(world: World) -> None:
+    script = "echo $$; exec sleep 1000"
+    bundle = world.bundle(hooks={"createRuntime": [hook(world, script)]})
+    with subprocess.Popen(
+        world.command("create", "-b", bundle, "c1"), stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 20
+        while not said(world):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 1
+    assert not os.path.exists(f"/proc/{said(world).strip()}")
+    world.assert_nothing_left()
+
+
+def test_a_hook_of_create_may_take_longer_than_a_shim_waits(world: World) -> None:
+    """The shim is only started when the hooks are done."""
+    script = f"test -e {world.root}/c1/shim.sock && echo there || echo not yet"
+    world.create(hooks={"createRuntime": [hook(world, script)]})
+    assert said(world) == "not yet\n"
+
+
+# --- when the program runs -----------------------------------------------------------------------
+
+
+def test_poststart_hooks_follow_the_start(world: World) -> None:
+    hooks = {"poststart": [hook(world), hook(world, "echo; echo second", env=["A=1"])]}
+    pid = world.create(hooks=hooks)
+    assert said(world) == ""
+    assert world("start", "c1").returncode == 0
+    document, second = said(world).splitlines()
+    state = json.loads(document)
+    assert (state["status"], state["pid"], second) == ("running", pid, "second")
+    assert world("start", "c1").returncode == 1
+    assert said(world).count("second") == 1
+
+
+def test_a_poststart_hook_that_fails_ends_the_container(world: World) -> None:
+    hooks = {
+        "poststart": [{"path": "/bin/false"}, hook(world, "echo never")],
+        "poststop": [hook(world, "echo poststop")],
+    }
+    world.create(hooks=hooks)
+    done = world("start", "c1")
+    text = "poststart hook /bin/false ended with 1"
+    assert (done.returncode, done.stderr) == (1, f"sealrun: {text}\n")
+    assert said(world) == "poststop\n"
+    world.assert_nothing_left()
+    bundle = world.bundle(hooks=hooks)
+    done = world("run", "-b", bundle, "c1")
+    assert (done.returncode, done.stderr) == (1, f"sealrun: {text}\n")
+    assert said(world) == "poststop\n" * 2
+    world.assert_nothing_left()
+
+
+# --- words ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

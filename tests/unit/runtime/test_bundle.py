@@ -223,7 +223,8 @@ def test_what_the_host_acts_upon() -> None:
     assert (spec.hostname, spec.domainname) == ("h", "d")
     assert spec.hooks.prestart is not None
     assert spec.hooks.prestart[0].path == "/a"
-    (hook,) = bundle.poststop(spec)
+    assert spec.hooks.poststop is not None
+    (hook,) = spec.hooks.poststop
     assert (hook.path, hook.args, hook.env, hook.timeout) == ("/b", ("b", "x"), ("A=1",), 5)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from sealrun_agent.container import mounts
 from sealrun_agent.container.linux import accept_linux
-from sealrun_agent.container.runtime_spec import Linux, Mount, Namespace, Seccomp
+from sealrun_agent.container.runtime_spec import IdMapping, Linux, Mount, Namespace, Seccomp
 from sealrun_agent.errors import StartError
 from sealrun_runtime.commands import features
 
@@ -23,7 +23,9 @@ def test_mount_options_of_one_kind() -> None:
         mounts.accept_mounts([Mount("/etc/hosts", "", "/x", (option,))])
 
 
-@pytest.mark.parametrize("option", ["shared", "rshared", "unbindable", "rro", "nosymfollow"])
+@pytest.mark.parametrize(
+    "option", ["remount", "idmap", "lazytime", "iversion", "silent", "nosymfollow"]
+)
 def test_what_is_refused_is_not_claimed(option: str) -> None:
     assert option not in features.MOUNT_OPTIONS
     with pytest.raises(StartError):
@@ -34,11 +36,11 @@ def test_namespaces() -> None:
     linux = features.document()["linux"]
     assert isinstance(linux, dict)
     for kind in linux["namespaces"]:
-        accept_linux(Linux(namespaces=(Namespace(kind),)))
-    for kind in ("user", "time"):
-        assert kind not in linux["namespaces"]
-        with pytest.raises(StartError):
-            accept_linux(Linux(namespaces=(Namespace(kind),)))
+        ids = (IdMapping(0, 0, 1),) if kind == "user" else None
+        accept_linux(Linux(namespaces=(Namespace(kind),), uidMappings=ids, gidMappings=ids))
+    assert "time" not in linux["namespaces"]
+    with pytest.raises(StartError):
+        accept_linux(Linux(namespaces=(Namespace("time"),)))
 
 
 def test_seccomp() -> None:
@@ -63,7 +65,9 @@ def test_seccomp() -> None:
 def test_the_shape_of_the_document() -> None:
     document = features.document()
     assert document["ociVersionMin"] == "1.0.0"
-    assert document["hooks"] == ["prestart", "createRuntime", "poststart", "poststop"]
+    assert document["hooks"] == [
+        "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop",
+    ]  # fmt: skip
     linux = document["linux"]
     assert isinstance(linux, dict)
     assert len(linux["capabilities"]) == 41

@@ -4,84 +4,21 @@ The examples that engines wrote are read from `../shared/reference/examples`, be
 those tests are skipped where it is not there.
 """
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.guest_config import DEFAULT_MOUNTS, MINIMAL, accept, changed, mount, refusal, request
 from hypothesis import given
 from hypothesis import strategies as st
 from sealrun_agent.container import spec
 from sealrun_agent.errors import StartError
-from sealrun_protocol import limits, messages
+from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 
 EXAMPLES = Path(__file__).resolve().parents[5] / "shared/reference/examples"
-
-MINIMAL: dict[str, Any] = {
-    "ociVersion": "1.0.2",
-    "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
-    "root": {"path": "rootfs"},
-    "linux": {},
-}
-
-
-def request(
-    document: dict[str, Any] | bytes, files: dict[str, bytes] | None = None, **members: Any
-) -> messages.CreateContainer:
-    """What the host asks for."""
-    config = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return messages.CreateContainer(
-        id=1, container="c1", image="x", config=config, files=files or {}, **members
-    )
-
-
-DEFAULT_MOUNTS = [
-    {"destination": path, "type": kind, "source": source, "options": options.split()}
-    for path, kind, source, options in (
-        ("/proc", "proc", "proc", "nosuid noexec nodev"),
-        ("/dev", "tmpfs", "tmpfs", "nosuid strictatime mode=755 size=65536k"),
-        ("/dev/pts", "devpts", "devpts", "nosuid noexec newinstance ptmxmode=0666"),
-        ("/dev/shm", "tmpfs", "shm", "nosuid noexec nodev mode=1777"),
-        ("/dev/mqueue", "mqueue", "mqueue", "nosuid noexec nodev"),
-        ("/sys", "sysfs", "sysfs", "nosuid noexec nodev ro"),
-    )
-]
-
-
-def accept(
-    document: dict[str, Any], files: dict[str, bytes] | None = None, **members: Any
-) -> dict[str, Any]:
-    """The config.json that crun gets for one that the host sent."""
-    accepted = spec.accept(request(document, files, **members))
-    rendered = spec.render(accepted, rootfs="/guest/root", files_dir="/guest/files", cgroup="/c/1")
-    result: dict[str, Any] = json.loads(rendered)
-    return result
-
-
-def refusal(document: dict[str, Any] | bytes, files: dict[str, bytes] | None = None) -> str:
-    """Why a config.json is refused."""
-    with pytest.raises(StartError) as caught:
-        spec.accept(request(document, files))
-    assert caught.value.code is ErrorCode.SPEC_REFUSED
-    return str(caught.value)
-
-
-def changed(**parts: Any) -> dict[str, Any]:
-    """MINIMAL with parts merged into process, linux or the top level."""
-    document = copy.deepcopy(MINIMAL)
-    for name, part in parts.items():
-        if name in {"process", "linux"}:
-            document[name] |= part
-        else:
-            document[name] = part
-    return document
-
-
-def mount(destination: str, kind: str, *options: str, source: str = "host") -> dict[str, Any]:
-    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
 def example(name: str) -> dict[str, Any]:
@@ -166,12 +103,17 @@ def test_containerd_s_example() -> None:
         (changed(windows={}), "config.json: object contains unknown field windows"),
         (changed(vm={}), "config.json: object contains unknown field vm"),
         (changed(ociVersion="2.0.0"), "ociVersion: '2.0.0' is not 1.x"),
-        (changed(domainname="x"), "domainname: it is not supported in the guest"),
+        (changed(domainname="x" * 65), "domainname: it is longer than 64 bytes"),
         (changed(hostname="x" * 65), "hostname: it is longer than 64 bytes"),
         (
-            changed(hooks={"createRuntime": [{"path": "/bin/sh"}]}),
-            "hooks.createRuntime: hooks do not run in the guest",
+            changed(hooks={"createContainer": [{"path": "sh"}]}),
+            "hooks.createContainer[0].path: 'sh' is not an absolute path",
         ),
+        (
+            changed(hooks={"startContainer": [{"path": "/sh", "timeout": 0}]}),
+            "hooks.startContainer[0].timeout: expected int >= 1",
+        ),
+        (changed(hooks={"poststrat": []}), "hooks: object contains unknown field poststrat"),
         (changed(process={"args": [5]}), "process.args[0]: expected str, got int"),
         (changed(process={"args": []}), "process.args: there is no program to run"),
         (changed(process={"args": [""]}), "process.args: there is no program to run"),
@@ -218,10 +160,14 @@ def test_refused_at_the_top_and_in_the_process(document: dict[str, Any] | bytes,
         (mount("/x", "ext4"), ".type: a mount of type 'ext4' is not supported in the guest"),
         (mount("/x", "overlay", "lowerdir=/"), ".type: a mount of type 'overlay'"),
         (mount("/x", ""), ".type: a mount of type '' is not supported"),
-        (mount("x", "tmpfs"), ".destination: 'x' is not an absolute path"),
+        (mount("", "tmpfs"), ".destination: the root is the image's"),
+        (mount("../x", "tmpfs"), ".destination: '/../x' is not an absolute path"),
         (mount("/a/../../x", "tmpfs"), ".destination: '/a/../../x' is not an absolute path"),
         (mount("/", "tmpfs"), ".destination: the root is the image's"),
-        (mount("/x", "tmpfs", "shared"), ".options[0]: option 'shared' is not accepted"),
+        (mount("/x", "tmpfs", "lazytime"), ".options[0]: option 'lazytime' is not accepted"),
+        (mount("/x", "tmpfs", "idmap"), ".options[0]: option 'idmap' is not accepted"),
+        (mount("/x", "tmpfs", "remount"), ".options[0]: option 'remount' is not accepted"),
+        (mount("/sys", "bind", "rbind", source="/proc"), ": /sys: host directories"),
         (mount("/x", "tmpfs", "ro", "size=1;2"), ".options[1]: option 'size=1;2' is not accepted"),
         (mount("/x", "tmpfs", "mpol=bind"), ".options[0]: option 'mpol=bind' is not accepted"),
         (mount("/proc", "proc", "hidepid=0"), ".options[0]: option 'hidepid=0' is not accepted"),
@@ -265,159 +211,6 @@ def test_files_are_taken_where_they_are_mounted_and_empty_where_the_host_sent_no
     assert accepted.files == {"hosts": b"hosts", "resolv.conf": b""}
     files["/etc/hosts"] = bytes(limits.FILE_BYTES + 1)
     assert refusal(document, files).startswith("files[/etc/hosts]: longer than")
-
-
-@pytest.mark.parametrize(
-    ("part", "text"),
-    [
-        ({"uidMappings": []}, "linux: object contains unknown field uidMappings"),
-        ({"intelRdt": {}}, "linux: object contains unknown field intelRdt"),
-        (
-            {"namespaces": [{"type": "user"}]},
-            "linux.namespaces[0].type: a namespace of type 'user'",
-        ),
-        ({"namespaces": [{"type": "pid"}, {"type": "time"}]}, "linux.namespaces[1].type: "),
-        ({"rootfsPropagation": "shared"}, "linux.rootfsPropagation: "),
-        ({"maskedPaths": ["/a", "b"]}, "linux.maskedPaths[1]: 'b' is not an absolute path"),
-        ({"readonlyPaths": ["/a/.."]}, "linux.readonlyPaths[0]: '/a/..' is not"),
-        (
-            {"sysctl": {"kernel.core_pattern": "|/x"}},
-            "linux.sysctl: 'kernel.core_pattern' does not",
-        ),
-        ({"sysctl": {"vm.overcommit_memory": "1"}}, "linux.sysctl: "),
-        ({"sysctl": {"net.../../kernel/x": "1"}}, "linux.sysctl: "),
-        ({"sysctl": {"net/ipv4/x": "1"}}, "linux.sysctl: "),
-        ({"resources": {"unified": {"../x": "1"}}}, "linux.resources.unified: '../x'"),
-        ({"resources": {"unified": {"cgroup.kill": "1"}}}, "linux.resources.unified: "),
-        (
-            {"resources": {"devices": [{"allow": True, "type": "x"}]}},
-            "linux.resources.devices[0].type: 'x' is not a type of device",
-        ),
-        (
-            {"resources": {"devices": [{"allow": True, "access": "rwx"}]}},
-            "linux.resources.devices[0].access: 'rwx' is not made of r, w and m",
-        ),
-        ({"resources": {"memory": {"limit": "x"}}}, "linux.resources.memory.limit: expected int"),
-        (
-            {"devices": [{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]},
-            "linux.devices[0]: /dev/kvm: devices of the host are not in the VM",
-        ),
-        (
-            {"devices": [{"path": "/dev/null", "type": "c", "major": 8, "minor": 0}]},
-            "linux.devices[0]: /dev/null: devices of the host",
-        ),
-        (
-            {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}},
-            "linux.seccomp.defaultAction: 'SCMP_ACT_NOTIFY' is not accepted",
-        ),
-        (
-            {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}},
-            "linux.seccomp: object contains unknown field listenerPath",
-        ),
-        (
-            {
-                "seccomp": {
-                    "defaultAction": "SCMP_ACT_ALLOW",
-                    "syscalls": [{"names": ["read"], "action": "SCMP_ACT_TRACE"}],
-                }
-            },
-            "linux.seccomp.syscalls[0].action: 'SCMP_ACT_TRACE' is not accepted",
-        ),
-    ],
-)
-def test_refused_in_linux(part: dict[str, Any], text: str) -> None:
-    assert refusal(changed(linux=part)).startswith(text)
-
-
-def test_namespaces_are_the_guest_s_whatever_the_host_asks_for() -> None:
-    given = [{"type": "network", "path": "/run/netns/x"}, {"type": "ipc", "path": "/proc/7/ns/ipc"}]
-    result = accept(changed(linux={"namespaces": given, "cgroupsPath": "/../../host"}))
-    assert result["linux"]["namespaces"] == accept(MINIMAL)["linux"]["namespaces"]
-    assert result["linux"]["cgroupsPath"] == "/c/1"
-
-
-def test_sysctl_of_the_network_are_the_agent_s_to_set() -> None:
-    sysctl = {"net.ipv4.ping_group_range": "0 0", "kernel.shmmax": "1", "fs.mqueue.msg_max": "5"}
-    accepted = spec.accept(request(changed(linux={"sysctl": sysctl})))
-    assert accepted.network_sysctl == {"net.ipv4.ping_group_range": "0 0"}
-    assert accepted.spec.linux.sysctl == {"kernel.shmmax": "1", "fs.mqueue.msg_max": "5"}
-
-
-def test_what_describes_the_host_is_left_out() -> None:
-    resources = {
-        "memory": {"limit": 5, "swap": 7, "kernel": 8, "swappiness": 3, "reservation": 4},
-        "cpu": {"shares": 9, "cpus": "0-63", "mems": "0", "realtimeRuntime": 5},
-        "blockIO": {"weight": 5},
-        "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
-        "rdma": {},
-        "network": {"classID": 1},
-    }
-    linux = {"resources": resources, "mountLabel": "system_u:x"}
-    document = changed(linux=linux, annotations={"run.oci.hooks.stdout": "/x"})
-    document["process"] |= {"apparmorProfile": "a", "selinuxLabel": "b"}
-    document["hooks"] = {"poststop": [], "prestart": None}
-    result = accept(document)
-    assert result["linux"]["resources"] == {
-        "memory": {"limit": 5, "reservation": 4},
-        "cpu": {"shares": 9},
-    }
-    assert set(result) == {"ociVersion", "process", "root", "mounts", "linux"}
-    assert result["process"] == MINIMAL["process"]
-
-
-HOST_DEVICES = [
-    {"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232, "fileMode": 8624, "uid": 0},
-    {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
-]
-
-
-def test_a_privileged_container_does_not_get_the_host_s_devices() -> None:
-    everything = [{"allow": True, "access": "rwm"}]
-    linux = {"devices": HOST_DEVICES, "resources": {"devices": everything}}
-    result = accept(changed(linux=linux))
-    assert "devices" not in result["linux"]
-    assert result["linux"]["resources"]["devices"] == everything
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"allow": False, "access": "rwm"},
-        {"allow": True, "access": "rw"},
-        {"allow": True, "access": "rwm", "type": "c"},
-        {"allow": True, "access": "rwm", "major": 10},
-    ],
-)
-def test_a_container_is_privileged_only_by_a_rule_that_allows_everything(
-    rule: dict[str, Any],
-) -> None:
-    linux = {"devices": HOST_DEVICES, "resources": {"devices": [rule]}}
-    assert refusal(changed(linux=linux)).startswith("linux.devices[0]: /dev/kvm")
-
-
-def test_standard_devices_are_there_anyway() -> None:
-    device = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
-    assert accept(changed(linux={"devices": [device]}))["linux"].get("devices") is None
-
-
-def test_seccomp_passes_as_it_is() -> None:
-    profile = {
-        "defaultAction": "SCMP_ACT_ERRNO",
-        "defaultErrnoRet": 38,
-        "architectures": ["SCMP_ARCH_X86_64"],
-        "syscalls": [
-            {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"},
-            {
-                "names": ["socket"],
-                "action": "SCMP_ACT_ERRNO",
-                "errnoRet": 22,
-                "args": [
-                    {"index": 0, "value": 2**64 - 1, "op": "SCMP_CMP_MASKED_EQ", "valueTwo": 9}
-                ],
-            },
-        ],
-    }
-    assert accept(changed(linux={"seccomp": profile}))["linux"]["seccomp"] == profile
 
 
 def test_null_is_what_go_writes_for_an_empty_list() -> None:
