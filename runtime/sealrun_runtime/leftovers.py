@@ -57,7 +57,7 @@ def find(directory: Directory, role: str) -> int:
 
 
 def remove(directory: Directory, *, patience: float) -> bool:
-    """Leave nothing of the container; whether it was this call that removed its directory.
+    """Leave nothing of the container; whether it has poststop hooks that are this call's to run.
 
     patience: seconds that its shim gets to end by itself, and to take the others with it, before
     whatever is left is killed.

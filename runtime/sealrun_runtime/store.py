@@ -102,13 +102,21 @@ class Directory:
 
     def remove(self) -> bool:
         """Remove the directory with all that is in it. What is gone already does not matter: of
-        several calls exactly one is told that it was the one."""
-        _empty(self.descriptor)
+        several calls exactly one is told that the hooks of POSTSTOP are its own to run."""
+        _empty(self.descriptor, (POSTSTOP, STATE))
+        mine = self._unlink(POSTSTOP)
+        self._unlink(STATE)  # behind the hooks, which are told of it
         try:
             ours, named = posix.fstat(self.descriptor), posix.stat(self.path)
-            if (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino):
-                return False
-            posix.rmdir(self.path)
+            if (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
+                posix.rmdir(self.path)
+        except FileNotFoundError:
+            pass
+        return mine
+
+    def _unlink(self, name: str) -> bool:
+        try:
+            posix.unlink(name, dir_fd=self.descriptor)
         except FileNotFoundError:
             return False
         return True
@@ -168,8 +176,10 @@ def _make_root(root: str) -> None:
         posix.mkdir(root, 0o711)
 
 
-def _empty(directory: int) -> None:
+def _empty(directory: int, keep: tuple[str, ...] = ()) -> None:
     for name in posix.listdir(directory):
+        if name in keep:
+            continue
         try:
             posix.unlink(name, dir_fd=directory)
         except FileNotFoundError:

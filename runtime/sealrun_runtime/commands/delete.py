@@ -59,7 +59,7 @@ def remove(invocation: Invocation, directory: store.Directory, *, patience: floa
     13: a hook that fails is a warning). Raises HostError."""
     hooks = directory.read(store.POSTSTOP)
     document = directory.read(store.STATE) if hooks else b""
-    if leftovers.remove(directory, patience=patience) and hooks:
+    if leftovers.remove(directory, patience=patience):
         from sealrun_runtime.hooks import run_poststop
 
         run_poststop(invocation, hooks, store.as_stopped(document))
