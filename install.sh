@@ -12,6 +12,7 @@ sysconfdir=/etc
 cache=/var/cache/sealrun
 action=install
 demo=no
+tpm=no
 
 # What runs sealrun and, next to it, an ordinary Podman.
 readonly host_packages=(
@@ -20,6 +21,8 @@ readonly host_packages=(
     golang-github-containers-common golang-github-containers-image
     qemu-system-x86
 )
+# What VMs with a TPM need (--tpm): the emulator, and firmware that measures what it boots.
+readonly tpm_packages=(swtpm ovmf)
 # What the demo builds, encrypts and pushes its image with.
 readonly demo_packages=(buildah skopeo openssl)
 
@@ -30,6 +33,7 @@ usage: sudo ./install.sh [options]
 Installs sealrun, or removes it again. Needs Debian 12 on amd64.
 
   --demo            after the installation, run demo/run: an encrypted image in a sealed micro-VM
+  --tpm             also install what VMs with a TPM need (tee = "tpm" in sealrun.toml)
   --prefix DIR      where programs, packages and guest image go (default /usr/local)
   --sysconfdir DIR  where Podman's drop-in goes, below containers/ (default /etc, where Podman looks)
   --cache DIR       where downloads for the guest image are kept (default /var/cache/sealrun)
@@ -89,6 +93,7 @@ parse_arguments() {
             shift
             ;;
         --demo) demo=yes ;;
+        --tpm) tpm=yes ;;
         --uninstall) action=uninstall ;;
         --help | -h) usage && exit 0 ;;
         *) usage >&2 && die "unknown argument '$1'" ;;
@@ -100,7 +105,7 @@ parse_arguments() {
     share=$prefix/share/sealrun
     dropin=$sysconfdir/containers/containers.conf.d/50-sealrun.conf
     log=/var/log/sealrun-install.log
-    readonly prefix sysconfdir cache action demo lib share dropin log
+    readonly prefix sysconfdir cache action demo tpm lib share dropin log
 }
 
 # --- machine ---------------------------------------------------------------------------------------
@@ -166,6 +171,7 @@ install_registry() {
 install_packages() {
     step "Debian packages"
     local -a wanted=("${host_packages[@]}" "${demo_packages[@]}") missing
+    if [[ $tpm == yes ]]; then wanted+=("${tpm_packages[@]}"); fi
     mapfile -t missing < <(missing_packages "${wanted[@]}")
     if [[ ${#missing[@]} -gt 0 ]]; then
         say "installing ${#missing[@]}: ${missing[*]}"

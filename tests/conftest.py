@@ -17,6 +17,7 @@ LOG_TAIL_BYTES = 6000
 
 PROGRAMS = {
     "vm": ("qemu-system-x86_64", "sealrun"),
+    "tpm": ("swtpm",),
     "podman": ("podman", "conmon"),
     "registry": ("docker-registry", "skopeo"),
     "root": (),

@@ -31,6 +31,7 @@ from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_uri
 
 VERSION: Final = "0.1.0"
 ALGORITHMS: Final = ("sha256", "sha384", "sha512")
+TEES: Final = ("snp", "tdx", "tpm")
 BROKER_DOCUMENT: Final = "aa.toml"
 OUR_DOCUMENT: Final = "sealrun.toml"
 
@@ -76,9 +77,11 @@ class Broker(NamedTuple):
 class Attestation(msgspec.Struct, frozen=True, kw_only=True):
     """`[attestation]` of sealrun.toml.
 
+    tees: those that this may be used with, of `TEES`; empty: any, or none.
     insecure_sample_evidence: where there is no TEE, evidence that proves nothing may be sent.
     """
 
+    tees: tuple[str, ...] = ()
     insecure_sample_evidence: bool = False
 
 
@@ -312,6 +315,11 @@ def _our_document(document: str) -> tuple[Attestation, Image, Host, Container]:
     host = _section(tables.get("host", {}), Host, "host")
     inside = _section(tables.get("container", {}), Container, "container")
     attestation = _section(tables.get("attestation", {}), Attestation, "attestation")
+    unknown = [tee for tee in attestation.tees if tee not in TEES]
+    if unknown:
+        raise InitDataInvalid(
+            f"{OUR_DOCUMENT}: attestation.tees: {unknown[0][:200]!a} is none of {', '.join(TEES)}"
+        )
     image = _section(tables.get("image", {}), Image, "image")
     where = f"{OUR_DOCUMENT}: image"
     for uri in image.decryption_keys:

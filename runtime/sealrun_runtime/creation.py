@@ -7,7 +7,7 @@ a signal too, leaves nothing behind: processes, cgroups, directory.
 import array
 import os
 import sys
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from sealrun_runtime import (
     bundle,
@@ -38,6 +38,9 @@ from sealrun_runtime.interruption import hold_back, interruptible
 from sealrun_runtime.log import Log
 from sealrun_runtime.terminal import Size, Terminal, own_size
 
+if TYPE_CHECKING:
+    from sealrun_protocol.init_data import InitData
+
 PATIENCE: Final = 10.0  # seconds for a shim whose create was called off to take its sandbox down
 
 
@@ -67,7 +70,8 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     stored = image_reference.stored_image(container)
     image_reference.refuse_annotations_of_image(container, stored)
     settings = config.build(config.resolve(config.files(), container.annotations))
-    init_data, shared_root = _init_data(container.annotations)
+    tenant = _init_data(container.annotations)
+    shared_root = tenant is None or tenant.host.insecure_shared_root
     image = image_reference.choose(
         container, stored, settings.image.source, shared_root=shared_root
     )
@@ -76,7 +80,9 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         container=container,
         image=image.reference,
         image_source=image.source,
-        init_data=init_data,
+        init_data=tenant.text if tenant else b"",
+        init_data_digest=tenant.digest if tenant else b"",
+        accepted_tees=tenant.attestation.tees if tenant else (),
         guest_image=settings.guest.image or installation.guest_image(),
         config=settings,
         debug=invocation.debug,
@@ -227,24 +233,21 @@ class _Attempt:
             os.waitpid(self.stand_in, 0)
 
 
-def _init_data(annotations: dict[str, str]) -> tuple[bytes, bool]:
-    """The tenant's document, unpacked (empty where there is none), and whether it allows a root that
-    the host shares. It is the guest that obeys it, but what the guest would refuse is refused here
-    before a VM boots. Raises InvalidRequest."""
+def _init_data(annotations: dict[str, str]) -> "InitData | None":
+    """The tenant's document, where there is one. It is the guest that obeys it, but what the guest
+    would refuse is refused here before a VM boots. Raises InvalidRequest."""
     names = (image_reference.INIT_DATA, image_reference.KATA_INIT_DATA)
     given = [name for name in names if annotations.get(name)]
     if not given:
-        return b"", True
+        return None
     if len(given) > 1 and len({annotations[name] for name in given}) > 1:
         raise InvalidRequest(f"annotations {' and '.join(given)} contradict each other")
     from sealrun_protocol import init_data
 
     try:
-        text = init_data.decode_annotation(annotations[given[0]])
-        parsed = init_data.parse(text)
+        return init_data.parse(init_data.decode_annotation(annotations[given[0]]))
     except init_data.InitDataInvalid as error:
         raise InvalidRequest(f"cannot read annotation {given[0]}: {error}") from error
-    return text, parsed.host.insecure_shared_root
 
 
 def _creating(handover: handing.Handover, pid: int = 0) -> bytes:

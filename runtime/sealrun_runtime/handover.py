@@ -23,6 +23,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     container: the parts of config.json that the host acts upon.
     image: the image's reference (registry/repository@digest or :tag); image_source says who named it.
     init_data: the exact TOML text (base64 in the file); empty where no tenant gave one.
+    init_data_digest: by the algorithm that it names. accepted_tees: those that it may be used with, by
+    name; empty: any, or none.
     guest_image: absolute path of the guest image's directory, `config.guest.image` resolved.
     debug: --debug was given.
     """
@@ -33,6 +35,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     image: str
     image_source: str
     init_data: bytes
+    init_data_digest: bytes = b""
+    accepted_tees: tuple[str, ...] = ()
     guest_image: str
     config: Config
     debug: bool = False

@@ -59,6 +59,34 @@ class VmSettings(Section, frozen=True, kw_only=True):
     cloud_hypervisor: Annotated[
         Directory, Meta(description="Path of Cloud Hypervisor's binary; empty: the system's own")
     ] = ""
+    firmware: Annotated[
+        Directory,
+        Meta(
+            description="Path of the firmware that measures what a VM with a TEE boots (OVMF; for "
+            "SEV-SNP with Cloud Hypervisor an IGVM file); empty: the system's own"
+        ),
+    ] = ""
+    swtpm: Annotated[
+        Directory, Meta(description="Path of the TPM emulator's binary; empty: the system's own")
+    ] = ""
+    tpm_state: Annotated[
+        Directory,
+        Meta(
+            description="Where the seeds of this host's TPM keys are kept: every VM's TPM has the "
+            "same attestation key, which a key broker can be told to trust"
+        ),
+    ] = "/var/lib/sealrun/tpm"
+    quote_service: Annotated[
+        Directory,
+        Meta(description="Socket of the service that signs TDX quotes; empty: none"),
+    ] = "/run/tdx-qgs/qgs.socket"
+    insecure_unmeasured_boot: Annotated[
+        bool,
+        Meta(
+            description="A VM with a TPM may start without firmware, which is faster and all that "
+            "Cloud Hypervisor can do: then the TPM does not tell which kernel was booted"
+        ),
+    ] = False
     insecure_no_landlock: Annotated[
         bool,
         Meta(
@@ -141,8 +169,11 @@ class Config(Section, frozen=True, kw_only=True):
     never changes a running sandbox."""
 
     tee: Annotated[
-        Literal["auto", "none"],
-        Meta(description="What protects the VM from the host: auto uses what the node has"),
+        Literal["auto", "none", "snp", "tdx", "tpm"],
+        Meta(
+            description="What protects the VM from the host: auto uses SEV-SNP or TDX where the node "
+            "has it, and what the init-data names; tpm proves what was booted and protects nothing"
+        ),
     ] = "auto"
     vm: VmSettings = VmSettings()
     guest: GuestSettings = GuestSettings()

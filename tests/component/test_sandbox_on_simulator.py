@@ -52,8 +52,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kernel = bytes(0x202) + b"HdrS"  # a bzImage's magic
     (guest / "vmlinuz").write_bytes(kernel)
     (guest / "initrd").touch()
+    part = {"file": "vmlinuz", "bytes": len(kernel), "version": "6.1"}
     manifest = {
-        "kernel": {"file": "vmlinuz", "bytes": len(kernel), "version": "6.1"},
+        "kernel": part,
+        "bzimage": part,
         "initrd": {"file": "initrd", "bytes": 0},
     }
     (guest / "manifest.json").write_text(json.dumps(manifest))

@@ -11,11 +11,13 @@ _REMEDY = "run install.sh, or guest-agent/image/build with --output set to this 
 
 @dataclass(frozen=True, slots=True)
 class GuestImage:
-    """One installed guest image. `kernel` and `initrd` are absolute paths.
+    """One installed guest image. `kernel`, `bzimage` and `initrd` are absolute paths.
 
+    kernel: what a VMM starts by itself. bzimage: the same kernel as firmware starts it.
     kernel_version: the Debian version of the kernel's package."""
 
     kernel: str
+    bzimage: str
     initrd: str
     kernel_version: str
 
@@ -31,8 +33,9 @@ def locate(directory: str) -> GuestImage:
         with open(path, encoding="utf-8") as stream:
             manifest = json.load(stream)
         kernel = _file(directory, manifest["kernel"])
+        bzimage = _file(directory, manifest["bzimage"])
         initrd = _file(directory, manifest["initrd"])
-        return GuestImage(kernel, initrd, str(manifest["kernel"]["version"]))
+        return GuestImage(kernel, bzimage, initrd, str(manifest["kernel"]["version"]))
     except FileNotFoundError as error:
         if error.filename != path:
             raise HostUnfit(

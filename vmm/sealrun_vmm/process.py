@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from sealrun_vmm.errors import LaunchFailed
 from sealrun_vmm.log import CappedLog
 
+# Engines call with little or no PATH.
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOG_TAIL_BYTES = 4096
 _TEXT_CHARACTERS = 300
@@ -63,9 +65,11 @@ def spawn(
     output: str,
     errors: str,
     descriptors: Sequence[int] = (),
+    user: int | None = None,
 ) -> VmmProcess:
     """Start `command` in `directory`, with what it writes in the files `output` and `errors` there.
 
+    user: uid and gid that it runs with, without any other group; None: those of this process.
     Raises LaunchFailed where the program cannot be executed or a log cannot be written."""
     parent = os.getpid()
 
@@ -86,6 +90,9 @@ def spawn(
             stderr=logs[1].writer,
             pass_fds=tuple(descriptors),
             start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
             preexec_fn=die_with_parent,  # noqa: PLW1509 - two system calls, no Python locks
         )
     except OSError as error:

@@ -60,7 +60,12 @@ class VmSpec:
     channel: the unix socket on which the shim's ZeroMQ ROUTER listens before the VM starts.
     console: file that receives the serial console, kept for post-mortem.
     landlock: a VMM that can confine itself to its own files by Landlock must.
+    firmware: absolute path of the firmware that takes kernel, initrd and cmdline from the VMM and
+        measures them: OVMF, or for Cloud Hypervisor an IGVM file. Empty: the VMM starts the kernel.
+    tpm: the socket of the TPM emulator's control channel; empty: no TPM.
+    cpu_model: the CPU that the guest sees, where the launch measurement covers it; else empty.
     host_data: 32 (SNP) or 48 (TDX) bytes bound into the launch; the digest of the init-data.
+    quote_service: socket of the service that signs quotes for TDX, absolute; empty: none.
     """
 
     name: str
@@ -77,4 +82,8 @@ class VmSpec:
     shares: tuple[Share, ...] = ()
     landlock: bool = True
     tee: Tee = Tee.NONE
+    firmware: str = ""
+    tpm: str = ""
+    cpu_model: str = ""
     host_data: bytes = b""
+    quote_service: str = ""

@@ -10,6 +10,8 @@ from sealrun_guest_image import apt, bytecode, contents, elf, kernel, wheels
 from sealrun_guest_image.errors import BuildError
 from sealrun_guest_image.tree import Device, Directory, File, Link, Tree
 
+VMLINUX = "vmlinux"
+BZIMAGE = "vmlinuz"
 _LIBRARY_DIRECTORIES = ("usr/lib/x86_64-linux-gnu/", "usr/lib/")
 
 
@@ -28,13 +30,15 @@ class Sources(NamedTuple):
 
 
 class Image(NamedTuple):
-    """kernel: the file to boot, `kernel_name` its name (vmlinux or vmlinuz); tree: the initrd's.
+    """kernel: the file that a VMM starts by itself, `kernel_name` its name (vmlinux or vmlinuz);
+    bzimage: the file that firmware starts, which may be the same; tree: the initrd's.
 
     contributors: names of the packages, but for the kernel's, and files of the wheels of which
     something is in the tree."""
 
     kernel: bytes
     kernel_name: str
+    bzimage: bytes
     tree: Tree
     contributors: set[str]
 
@@ -79,9 +83,11 @@ def assemble(sources: Sources) -> Image:
     modules = [*_stdlib(debian), *chain.from_iterable(from_wheels.values()), *_own(sources.own)]
     _add_python(tree, modules)
     _add_libraries(tree, debian)
-    kernel_file, kernel_name = _add_kernel_modules(tree, sources)
+    bzimage = _add_kernel_modules(tree, sources)
+    bare = kernel.vmlinux(bzimage)
+    file, name = (bzimage, BZIMAGE) if bare is None else (bare, VMLINUX)
     contributors = debian.contributors | {file for file, taken in from_wheels.items() if taken}
-    return Image(kernel_file, kernel_name, tree, contributors)
+    return Image(file, name, bzimage, tree, contributors)
 
 
 def _add_skeleton(tree: Tree) -> None:
@@ -202,8 +208,8 @@ def _ca_bundle(debian: _Debian) -> bytes:
     return b"".join(debian.take(path).rstrip(b"\n") + b"\n" for path in paths)
 
 
-def _add_kernel_modules(tree: Tree, sources: Sources) -> tuple[bytes, str]:
-    """Adds the modules and their order; returns the kernel's file and its name."""
+def _add_kernel_modules(tree: Tree, sources: Sources) -> bytes:
+    """Adds the modules and their order; returns the kernel's bzImage."""
     bzimage = b""
     builtin: set[str] = set()
     modules: dict[str, bytes] = {}
@@ -223,8 +229,7 @@ def _add_kernel_modules(tree: Tree, sources: Sources) -> tuple[bytes, str]:
         elif file.endswith(".ko.xz"):
             modules[kernel.canonical(file.removesuffix(".xz"))] = entry.data
     _add_modules(tree, modules, builtin)
-    image = kernel.vmlinux(bzimage)
-    return (bzimage, "vmlinuz") if image is None else (image, "vmlinux")
+    return bzimage
 
 
 def _add_modules(tree: Tree, modules: dict[str, bytes], builtin: set[str]) -> None:

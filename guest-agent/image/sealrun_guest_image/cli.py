@@ -65,7 +65,7 @@ def _say(text: str) -> None:
 
 
 def build(output: str, cache: str, kernel_suite: str, say: Callable[[str], None]) -> Manifest:
-    """Make `output`/{vmlinux|vmlinuz,initrd,manifest.json}; returns the manifest.
+    """Make `output`/{vmlinux,vmlinuz,initrd,manifest.json}; returns the manifest.
 
     Does nothing where the inputs are those of the image that is there. Raises BuildError, OSError."""
     started = time.monotonic()
@@ -82,7 +82,7 @@ def build(output: str, cache: str, kernel_suite: str, say: Callable[[str], None]
     image = assemble.assemble(sources)
     say("packing")
     initrd = cpio.archive(image.tree)
-    files = {image.kernel_name: image.kernel, "initrd": initrd}
+    files = {image.kernel_name: image.kernel, assemble.BZIMAGE: image.bzimage, "initrd": initrd}
     manifest = _manifest(sources, inputs, image, files)
     encoded = json.dumps(manifest, indent=1).encode() + b"\n"
     _write(output, files | {"manifest.json": encoded})  # the manifest last: it says «complete»
@@ -134,7 +134,7 @@ def _present(output: str, inputs: str) -> Manifest | None:
             manifest: Manifest = json.load(stream)
         if manifest["inputs"] != inputs:
             return None
-        for part in (manifest["kernel"], manifest["initrd"]):
+        for part in (manifest["kernel"], manifest["bzimage"], manifest["initrd"]):
             with open(os.path.join(output, part["file"]), "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
                     return None
@@ -156,6 +156,7 @@ def _manifest(
         "inputs": inputs,
         "kernel": part(image.kernel_name)
         | {"package": kernel_package.name, "version": kernel_package.version},
+        "bzimage": part(assemble.BZIMAGE),
         "initrd": part("initrd"),
         "contents": _sizes(image.tree),
         "packages": [

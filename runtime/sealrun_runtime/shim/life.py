@@ -19,7 +19,8 @@ from sealrun_runtime import leftovers
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import cgroup as cgroups
 from sealrun_runtime.shim import log as logging
-from sealrun_runtime.shim import shared_root
+from sealrun_runtime.shim import shared_root, tpm
+from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
 from sealrun_runtime.shim.log import log
@@ -110,29 +111,34 @@ def _expect_trouble(sandbox: "Sandbox") -> None:
 
 async def _launch(handover: Handover, directory: Directory, planner: Planner) -> Launched:
     """Raises ShimError."""
-    server = None
+    attendants: list[Attendant] = []
     try:
         name, driver, spec = planner(handover)
         channel = _listen(spec.channel)
         for share in spec.shares:
-            server = shared_root.serve(handover, share, directory)
+            attendants.append(shared_root.serve(handover, share, directory))  # noqa: PERF401
+        if spec.tpm:
+            attendants.append(tpm.serve(handover.config.vm, spec.tpm, directory))
         machine = await driver.launch(spec, directory.path)
     except VmmError as error:
-        if server is not None:
-            await server.kill()
+        await _dismiss(attendants)
         unfit = isinstance(error, VmmHostUnfit | SpecRefused)
         raise (HostUnfit if unfit else VmmFailed)(str(error), remedy=error.remedy) from error
     try:
         leftovers.record(directory, VMM_ROLE, machine.pid)
     except OSError as error:
         await machine.stop()
-        if server is not None:
-            await server.kill()
+        await _dismiss(attendants)
         raise HostFailed(f"cannot note the VMM's process: {error.strerror}") from error
     log.info("launched the VM, pid %d", machine.pid)
     # Only now: the VMM would inherit it.
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
-    return Launched(name.value, machine, spec, channel, server)
+    return Launched(name.value, machine, spec, channel, tuple(attendants))
+
+
+async def _dismiss(attendants: list[Attendant]) -> None:
+    for attendant in attendants:
+        await attendant.process.kill()
 
 
 def _listen(name: str) -> int:

@@ -13,11 +13,12 @@ import socket
 from typing import Final
 
 from sealrun_vmm.errors import HostUnfit, SpecRefused
-from sealrun_vmm.process import VmmProcess, last_line, spawn
+from sealrun_vmm.process import spawn
 from sealrun_vmm.spec import Share, Tee
 
 from sealrun_runtime import leftovers
 from sealrun_runtime.handover import Handover
+from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.store import Directory
 
 TAG: Final = "root"
@@ -40,7 +41,7 @@ def shares(handover: Handover, tee: Tee) -> tuple[Share, ...]:
     return (Share(socket=SOCKET, tag=TAG),)
 
 
-def serve(handover: Handover, share: Share, directory: Directory) -> VmmProcess:
+def serve(handover: Handover, share: Share, directory: Directory) -> Attendant:
     """Start the server; the VMM finds it listening. Raises HostUnfit, LaunchFailed."""
     program = next((path for path in PROGRAMS if os.access(path, os.X_OK)), "")
     if not program:
@@ -61,12 +62,7 @@ def serve(handover: Handover, share: Share, directory: Directory) -> VmmProcess:
             command += ["-o", option]
         process = spawn(command, directory.path, output=_OUTPUT, errors=LOG, descriptors=(number,))
     leftovers.record(directory, ROLE, process.pid)
-    return process
-
-
-def last_words(directory: Directory) -> str:
-    """The last line that the server said."""
-    return last_line(f"{directory.path}/{LOG}")
+    return Attendant(process, "the server of the root file system", f"{directory.path}/{LOG}")
 
 
 def _allowed(text: bytes) -> bool:

@@ -8,7 +8,6 @@ from sealrun_protocol import messages
 from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 from sealrun_protocol.messages import GuestMessage, ProtocolViolation
 from sealrun_vmm.driver import Machine
-from sealrun_vmm.process import VmmProcess
 
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import (
@@ -17,10 +16,10 @@ from sealrun_runtime.shim import (
     endpoints,
     liveness,
     request,
-    shared_root,
     state,
 )
 from sealrun_runtime.shim.agent import Agent
+from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.channel import Channel
 from sealrun_runtime.shim.errors import (
     GuestFailed,
@@ -77,6 +76,7 @@ class Vm:
         """It was launched for the sandbox of `handover`: hear what the guest says."""
         self._launched = launched
         spec = launched.spec
+        self._owner.note(state.TEE, spec.tee.value)
         self._owner.note(state.VMM, f"{launched.driver}/{spec.accelerator.value}")
         self._channel = Channel(
             spec.channel, launched.channel, self._received, self._violated, self._channel_lost
@@ -90,8 +90,8 @@ class Vm:
             log_guest,
         )
         self._owner.spawn(self._watch(launched.machine))
-        if launched.server is not None:
-            self._owner.spawn(self._watch_server(launched.server))
+        for attendant in launched.attendants:
+            self._owner.spawn(self._watch_attendant(attendant))
         self._owner.spawn(self._greet(handover))
 
     async def ready(self) -> None:
@@ -120,8 +120,8 @@ class Vm:
             self._channel.close()
         if self._launched is not None:
             await self._launched.machine.stop()
-            if self._launched.server is not None:
-                await self._launched.server.kill()
+            for attendant in self._launched.attendants:
+                await attendant.process.kill()
 
     # --- the guest -------------------------------------------------------------------------------
 
@@ -139,7 +139,6 @@ class Vm:
             text += f"this runtime {messages.PROTOCOL_VERSION}"
             self._owner.fail(_violation(Phase.BOOT, text))
             return
-        self._owner.note(state.TEE, wire_text(hello.tee))
         log_guest(
             f"hello: agent {wire_text(hello.agent_version)}, tee {wire_text(hello.tee)}, "
             f"memory {hello.memory_available_kib} KiB available, up {hello.uptime_ms} ms"
@@ -201,13 +200,11 @@ class Vm:
         text = f"the VM ended: {wire_text(ended.reason)}{detail}"
         self._owner.fail(VmmFailed(text, remedy=VM_REMEDY))
 
-    async def _watch_server(self, server: VmmProcess) -> None:
-        await server.wait()
+    async def _watch_attendant(self, attendant: Attendant) -> None:
+        await attendant.process.wait()
         # It also ends with the VM, which has then more to say.
         await asyncio.sleep(LOST_SECONDS)
-        words = shared_root.last_words(self._directory)
-        text = f"the server of the root file system ended{': ' if words else ''}{words}"
-        self._owner.fail(VmmFailed(text))
+        self._owner.fail(VmmFailed(attendant.end()))
 
     def _boot_failed(self, what: str) -> GuestFailed:
         words = self._last_words()

@@ -9,8 +9,11 @@ from sealrun_runtime.shim import machine
 from sealrun_vmm.assets import GuestImage
 from sealrun_vmm.errors import HostUnfit
 from sealrun_vmm.spec import Accelerator, Tee
+from sealrun_vmm.tee.launch import Launch
 
-IMAGE = GuestImage(kernel="/g/vmlinux", initrd="/g/initrd", kernel_version="6.1")
+IMAGE = GuestImage(
+    kernel="/g/vmlinux", bzimage="/g/vmlinuz", initrd="/g/initrd", kernel_version="6.1"
+)
 HANDOVER = Handover(
     id="c1",
     container=ContainerSpec(
@@ -34,7 +37,7 @@ HANDOVER = Handover(
 
 
 def test_settings_become_the_vm() -> None:
-    spec = machine.vm_spec(HANDOVER, IMAGE, Accelerator.TCG)
+    spec = machine.vm_spec(HANDOVER, IMAGE, Accelerator.TCG, Launch())
     assert (spec.name, spec.cpus, spec.memory_mib) == ("c1", 3, 777)
     assert (spec.kernel, spec.initrd) == ("/g/vmlinux", "/g/initrd")
     assert spec.accelerator is Accelerator.TCG
@@ -45,8 +48,8 @@ def test_settings_become_the_vm() -> None:
 def test_the_vm_does_not_depend_on_what_the_container_is() -> None:
     """What is measured must be predictable from the settings."""
     other = msgspec.structs.replace(HANDOVER, image="other.test/b:2", init_data=b"x")
-    first = machine.vm_spec(HANDOVER, IMAGE, Accelerator.KVM)
-    assert machine.vm_spec(other, IMAGE, Accelerator.KVM) == first
+    first = machine.vm_spec(HANDOVER, IMAGE, Accelerator.KVM, Launch())
+    assert machine.vm_spec(other, IMAGE, Accelerator.KVM, Launch()) == first
 
 
 def test_no_guest_image_is_the_hosts_fault() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,34 @@ SPECS = {
         nics=(Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),),
         shares=(Share(socket="share.sock", tag="bundle"),),
     ),
+    "snp": dataclasses.replace(
+        PLAIN,
+        accelerator=Accelerator.KVM,
+        cmdline=cmdline.base(Accelerator.KVM),
+        kernel="/guest/vmlinuz",
+        tee=Tee.SNP,
+        firmware="/firmware/OVMF.amdsev.fd",
+        cpu_model="EPYC-v4",
+        host_data=bytes(range(32)),
+    ),
+    "tdx": dataclasses.replace(
+        PLAIN,
+        accelerator=Accelerator.KVM,
+        cmdline=cmdline.base(Accelerator.KVM),
+        kernel="/guest/vmlinuz",
+        tee=Tee.TDX,
+        firmware="/firmware/OVMF.inteltdx.fd",
+        host_data=bytes(range(48)),
+        quote_service="/run/tdx-qgs/qgs.socket",
+    ),
+    "tpm": dataclasses.replace(
+        PLAIN,
+        kernel="/guest/vmlinuz",
+        tee=Tee.TPM,
+        firmware="/firmware/OVMF.fd",
+        tpm="tpm.sock",
+    ),
+    "tpm-unmeasured": dataclasses.replace(PLAIN, tee=Tee.TPM, tpm="tpm.sock"),
 }
 
 
@@ -59,10 +88,24 @@ def test_memory_is_shared_only_with_a_reason() -> None:
     assert "memory-backend-memfd,id=ram,size=512M,share=on" in shared
 
 
-@pytest.mark.parametrize("tee", [tee for tee in Tee if tee is not Tee.NONE])
-def test_a_tee_is_never_left_out_silently(tee: Tee) -> None:
-    with pytest.raises(SpecRefused, match=f"cannot start a VM with {tee}"):
-        arguments("qemu", dataclasses.replace(PLAIN, tee=tee))
+@pytest.mark.parametrize("tee", [Tee.SNP, Tee.TDX])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"accelerator": Accelerator.TCG}, "cannot emulate a VM with"),
+        ({"firmware": ""}, "without firmware"),
+        ({"shares": (Share(socket="s", tag="t"),)}, "cannot share directories"),
+        ({"host_data": b"short"}, "the host data of a VM with"),
+    ],
+)
+def test_a_tee_is_never_weakened_silently(tee: Tee, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecRefused, match=words):
+        arguments("qemu", dataclasses.replace(SPECS[tee.value], **change))
+
+
+def test_a_tpm_is_never_left_out_silently() -> None:
+    with pytest.raises(SpecRefused, match="without a TPM"):
+        arguments("qemu", dataclasses.replace(PLAIN, tee=Tee.TPM))
 
 
 @given(st.text(min_size=1, max_size=40))

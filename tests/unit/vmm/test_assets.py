@@ -11,9 +11,11 @@ from sealrun_vmm.errors import HostUnfit
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     (tmp_path / "vmlinux").write_bytes(b"kernel")
+    (tmp_path / "vmlinuz").write_bytes(b"bzImage!")
     (tmp_path / "initrd").write_bytes(b"initrd!")
     manifest = {
         "kernel": {"file": "vmlinux", "bytes": 6, "version": "6.1.1-1"},
+        "bzimage": {"file": "vmlinuz", "bytes": 8},
         "initrd": {"file": "initrd", "bytes": 7},
     }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -23,6 +25,7 @@ def image(tmp_path: Path) -> Path:
 def test_it_is_found(image: Path) -> None:
     found = assets.locate(str(image))
     assert found.kernel == str(image / "vmlinux")
+    assert found.bzimage == str(image / "vmlinuz")
     assert found.initrd == str(image / "initrd")
     assert found.kernel_version == "6.1.1-1"
 

@@ -8,7 +8,7 @@ import os
 
 from sealrun_protocol.messages import CHANNEL_PORT_NAME
 
-from sealrun_vmm.errors import SpecRefused
+from sealrun_vmm.qemu import confidential
 from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
 
 TRANSLATION_CACHE_MIB = 128  # of TCG; QEMU's default is an eighth of the host's memory
@@ -23,12 +23,12 @@ _MODERN = "disable-legacy=on"
 
 def arguments(binary: str, spec: VmSpec) -> list[str]:
     """The command that boots `spec`. Raises SpecRefused for what this driver cannot do."""
-    if spec.tee is not Tee.NONE:
-        raise SpecRefused(f"the qemu driver cannot start a VM with {spec.tee} yet")
+    confidential.check(spec)
     command = [binary, "-name", f"guest={_value(spec.name)}"]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     command += ["-sandbox", _SANDBOX]
     command += _machine(spec)
+    command += confidential.arguments(spec)
     command += ["-kernel", _file(spec.kernel), "-initrd", _file(spec.initrd)]
     command += ["-append", spec.cmdline]
     # The driver copies standard output to the console's file, and bounds it.
@@ -45,13 +45,14 @@ def arguments(binary: str, spec: VmSpec) -> list[str]:
 
 
 def _machine(spec: VmSpec) -> list[str]:
-    machine = _MACHINE
+    machine = _MACHINE + confidential.machine_options(spec)
     memory = ["-m", f"{spec.memory_mib}M"]
-    if spec.shares:  # virtiofsd maps the guest's memory
+    # virtiofsd maps the guest's memory; of an SNP guest's, KVM takes the private part away.
+    if spec.shares or spec.tee is Tee.SNP:
         machine += ",memory-backend=ram"
         memory += ["-object", f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on"]
     if spec.accelerator is Accelerator.KVM:
-        execution = ["-accel", "kvm", "-cpu", "host"]
+        execution = ["-accel", "kvm", "-cpu", spec.cpu_model or "host"]
     else:
         cache = f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"
         execution = ["-accel", cache, "-cpu", _EMULATED_CPU]

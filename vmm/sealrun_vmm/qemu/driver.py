@@ -6,13 +6,12 @@ import shutil
 from sealrun_vmm import guest, kvm, process
 from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.errors import HostUnfit
+from sealrun_vmm.qemu import features
 from sealrun_vmm.qemu.arguments import arguments
 from sealrun_vmm.spec import Accelerator, VmSpec
 
 PROGRAM = "qemu-system-x86_64"
 LOG = "vmm.log"
-
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class QemuMachine:
@@ -59,7 +58,9 @@ class QemuDriver:
 
     def check(self, spec: VmSpec) -> None:
         """Raise HostUnfit or SpecRefused where `spec` cannot be booted here."""
-        arguments(self._find(), spec)
+        binary = self._find()
+        arguments(binary, spec)
+        features.require(binary, spec)
         if spec.accelerator is Accelerator.KVM:
             obstacle = kvm.obstacle()
             if obstacle is not None:
@@ -80,9 +81,8 @@ class QemuDriver:
         return QemuMachine(running, directory, spec.console)
 
     def _find(self) -> str:
-        # Engines call with little or no PATH.
         binary = self._binary or PROGRAM
-        found = shutil.which(binary, path=_SYSTEM_PATH)
+        found = shutil.which(binary, path=process.SYSTEM_PATH)
         if found is None:
             raise HostUnfit(
                 f"cannot find {binary}",

@@ -1,0 +1,59 @@
+"""A virtual TPM: measured boot and signed quotes, by an emulator (swtpm) that runs on the host.
+
+It protects nothing from the host, which runs the emulator. Its use is where the host is trusted, to
+prove to others what was booted; and it is the one kind of evidence that every machine can produce.
+"""
+
+import os
+import shutil
+from typing import Final
+
+from sealrun_vmm.driver import DriverName
+from sealrun_vmm.errors import HostUnfit, SpecRefused
+from sealrun_vmm.process import SYSTEM_PATH
+from sealrun_vmm.spec import Tee
+from sealrun_vmm.tee.launch import Launch, Options, firmware
+from sealrun_vmm.tee.platform import Platform
+
+DRIVERS: Final = (DriverName.QEMU, DriverName.CLOUD_HYPERVISOR)
+PROGRAM: Final = "swtpm"
+SOCKET: Final = "tpm.sock"
+
+# One file with code and an empty store of variables: every VM starts from the same.
+FIRMWARE: Final = ("/usr/share/ovmf/OVMF.fd", "/usr/share/edk2/ovmf/OVMF_CODE.fd")
+
+
+def require(_platform: Platform, options: Options) -> None:
+    """Raise HostUnfit where there is no emulator."""
+    emulator(options.swtpm)
+
+
+def emulator(given: str = "") -> str:
+    """The TPM emulator's path. Raises HostUnfit."""
+    found = shutil.which(given or PROGRAM, path=SYSTEM_PATH)
+    if found is None:
+        raise HostUnfit(
+            f"cannot find {given or PROGRAM}, the TPM emulator",
+            remedy="install Debian's package swtpm, or set vm.swtpm in sealrun.toml",
+        )
+    return found
+
+
+def launch(driver: DriverName, options: Options) -> Launch:
+    """A VM with a TPM, started by firmware that measures kernel, initrd and command line.
+
+    Raises HostUnfit, SpecRefused."""
+    if options.unmeasured_boot:
+        return Launch(tee=Tee.TPM, tpm=SOCKET)
+    if driver is not DriverName.QEMU:
+        raise SpecRefused(
+            f"cannot measure what a VM boots by {driver}: it starts the kernel without firmware",
+            remedy="set vm.driver to qemu in sealrun.toml, or vm.insecure_unmeasured_boot to true",
+        )
+    found = firmware(
+        options.firmware,
+        FIRMWARE,
+        "firmware that measures what it boots",
+        "install Debian's package ovmf, or set vm.firmware in sealrun.toml",
+    )
+    return Launch(tee=Tee.TPM, tpm=SOCKET, firmware=os.path.abspath(found))

@@ -1,0 +1,103 @@
+"""What a TPM keeps while it is off: the seeds of all its keys, and which banks of PCRs it has.
+
+One such state is made per host, and every VM's TPM starts as a copy of it. So all have the same
+attestation key, which a key broker can be told to trust; each has PCRs of its own.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+from typing import Final
+
+from sealrun_vmm.errors import HostUnfit
+from sealrun_vmm.process import printable
+
+FILE: Final = "tpm2-00.permall"  # swtpm's name for it
+_SECONDS: Final = 30.0
+
+# Trusted Platform Module Library, part 2 and 3
+_SESSIONS: Final = 0x8002
+_NO_SESSIONS: Final = 0x8001
+_PCR_ALLOCATE: Final = 0x12B
+_SHUTDOWN: Final = 0x145
+_PLATFORM: Final = 0x4000000C
+_PASSWORD: Final = struct.pack(">IHBH", 0x40000009, 0, 0, 0)
+_SHA1, _SHA256, _SHA384, _SHA512 = 0x4, 0xB, 0xC, 0xD
+_HEADER: Final = struct.Struct(">HII")
+
+
+def make(program: str, directory: str) -> str:
+    """The state's file in `directory`, made by the TPM emulator `program` where there is none yet.
+
+    Raises HostUnfit."""
+    path = os.path.join(directory, FILE)
+    if os.path.exists(path):
+        return path
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as place:
+            _manufacture(program, place)
+            # Whoever comes first; a key that was told to somebody must not change.
+            with contextlib.suppress(FileExistsError):
+                os.link(os.path.join(place, FILE), path)
+    except (OSError, subprocess.SubprocessError, struct.error) as error:
+        words = (error.strerror if isinstance(error, OSError) else "") or printable(str(error))
+        raise HostUnfit(
+            f"cannot make the state of a TPM in {directory}: {words}",
+            remedy="look whether swtpm works, or set vm.tpm_state in sealrun.toml",
+        ) from error
+    return path
+
+
+def copy(state: str, directory: str, user: int) -> None:
+    """Give a VM's TPM, which runs as `user`, its own state in the new `directory`. Raises OSError."""
+    os.mkdir(directory, mode=0o700)
+    path = os.path.join(directory, FILE)
+    shutil.copyfile(state, path)
+    os.chmod(path, 0o600)
+    for owned in (path, directory):
+        os.chown(owned, user, user)
+
+
+def _manufacture(program: str, place: str) -> None:
+    """Raises OSError, SubprocessError, struct.error."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(_SECONDS)
+        command = [program, "socket", "--tpm2", "--tpmstate", "dir=.", "--flags", "startup-clear"]
+        command += ["--fd", str(theirs.fileno())]
+        process = subprocess.Popen(
+            command,
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+        )
+        try:
+            theirs.close()
+            # One bank, since each costs the firmware a hash over all that it measures.
+            selection = b"".join(
+                struct.pack(">HB3s", bank, 3, b"\xff" * 3 if bank == _SHA256 else bytes(3))
+                for bank in (_SHA1, _SHA256, _SHA384, _SHA512)
+            )
+            session = struct.pack(">II", _PLATFORM, len(_PASSWORD)) + _PASSWORD
+            _ask(ours, _SESSIONS, _PCR_ALLOCATE, session + struct.pack(">I", 4) + selection)
+            _ask(ours, _NO_SESSIONS, _SHUTDOWN, bytes(2))
+            ours.close()
+            process.wait(_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _ask(tpm: socket.socket, tag: int, code: int, body: bytes) -> None:
+    """One command that must succeed. Raises OSError, struct.error."""
+    tpm.sendall(_HEADER.pack(tag, _HEADER.size + len(body), code) + body)
+    _, _, result = _HEADER.unpack_from(tpm.recv(4096))
+    if result != 0:
+        raise OSError(0, f"it answers command {code:#x} with {result:#x}")
