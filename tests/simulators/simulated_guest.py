@@ -1,5 +1,10 @@
 """What a simulated VM boots: the real agent as PID 1 of namespaces of its own, or a process that
-sleeps. It dies with whoever started it."""
+sleeps. It dies with whoever started it.
+
+A VM has control groups of its own. Those of a simulated one lie in a group that is named after the
+process that started it, so that two containers of one name are never in each other's; the next who
+comes by removes what a killed one left.
+"""
 
 import contextlib
 import ctypes
@@ -8,11 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT_PORT = 1024
 _NAMESPACES = "--fork --pid --kill-child --mount --mount-proc --net --ipc --uts --cgroup"
+_ENTER = 'echo $$ >"$0" && exec "$@"'
+_GROUP = "simulated-vm-"
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -22,12 +30,16 @@ class Guest:
 
     def __init__(self, vsock: str, *, agent: bool) -> None:
         """vsock: the path of the hybrid vsock's socket. agent: whether one runs in it."""
+        remove_cgroups()
         if agent:
             with socket.socket(socket.AF_UNIX) as channel:
                 # As the VMM does when the guest connects to CID 2.
                 channel.connect(f"{vsock}_{AGENT_PORT}")
                 program = str(ROOT / "tests/simulators/agent_machine.py")
-                command = ["unshare", *_NAMESPACES.split(), sys.executable, program]
+                group = _groups() / f"{_GROUP}{os.getpid()}-{time.monotonic_ns()}"
+                group.mkdir()
+                command = ["sh", "-c", _ENTER, str(group / "cgroup.procs")]
+                command += ["unshare", *_NAMESPACES.split(), sys.executable, program]
                 self._process = _start([*command, str(channel.fileno()), "none"], channel.fileno())
         else:
             self._process = _start(["/bin/sleep", "1000"])
@@ -49,6 +61,23 @@ class Guest:
         for pid in [self._process.pid, *_descendants(self._process.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def _groups() -> Path:
+    """Where control groups of version 2 are."""
+    unified = Path("/sys/fs/cgroup/unified")
+    return unified if unified.is_dir() else Path("/sys/fs/cgroup")
+
+
+def remove_cgroups() -> None:
+    """Of simulated VMs whose process has ended; one that is still in use stays for the next call."""
+    for group in _groups().glob(f"{_GROUP}*"):
+        owner = group.name.removeprefix(_GROUP).partition("-")[0]
+        if Path(f"/proc/{owner}").exists():
+            continue
+        for directory, _, _ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(directory).rmdir()
 
 
 def _start(command: list[str], *descriptors: int) -> "subprocess.Popen[bytes]":
