@@ -93,17 +93,18 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
 def create(
     invocation: Invocation, prepared: Prepared, pid_path: str, console_socket: str = ""
 ) -> Created:
-    """Make the container. On success the pid file, where one is wanted, is written last.
+    """Make the container. On success the pid file, where one is wanted, is written last. Signals are
+    held back from here to the process's end, but for the time that the shim takes.
 
     console_socket: where the master of the container's terminal goes; without one the caller gets
     it. Raises SealrunError; then nothing is left of the container."""
+    hold_back()
     directory = store.make_container(os.path.abspath(invocation.root), prepared.handover.id)
     try:
-        with interruptible(), _Attempt(invocation, directory, prepared) as attempt:
+        with _Attempt(invocation, directory, prepared) as attempt:
             attempt.make(console_socket)
             if pid_path:
                 pid_file.write(pid_path, attempt.stand_in)
-            hold_back()
     except OSError as error:
         raise HostError(f"cannot create the container: {cause(error)}") from error
     return Created(directory, attempt.stand_in, attempt.terminal)
@@ -123,14 +124,12 @@ class _Attempt:
         self._log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
         self._phase = ""
         self._connection: Connection | None = None
-        self._answered = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None:
-            hold_back()
             self._undo(error)
 
     def make(self, console_socket: str) -> None:
@@ -147,9 +146,8 @@ class _Attempt:
             size = Size(container.rows, container.columns)
             self.terminal = Terminal(size if console_socket else own_size() or size)
             slave = self.terminal.slave
-        self.stand_in, link = standing.start(container, slave)
+        self.stand_in, link = standing.start(container, slave, self._enlist_stand_in)
         with link:
-            leftovers.record(directory, leftovers.STAND_IN_ROLE, self.stand_in)
             if early:
                 self._run_hooks()
                 self._spawn_shim()
@@ -189,12 +187,17 @@ class _Attempt:
             ("createRuntime", handover.container.hooks.create_runtime),
         ):
             for hook in found or ():
-                hooks.run(hook, name, state)
+                with interruptible():
+                    hooks.run(hook, name, state)
+
+    def _enlist_stand_in(self) -> None:
+        leftovers.enlist(self._directory, leftovers.STAND_IN_ROLE)
 
     def _await_answer(self, connection: Connection) -> None:
         try:
-            while (progress := connection.receive(seconds=None)) is not None:
-                self._tell(*progress)
+            with interruptible():
+                while (progress := connection.receive(seconds=None)) is not None:
+                    self._tell(*progress)
         except Reported as error:
             # Of the guest's failures the text names the phase; of the host's own, this one does.
             if error.kind in HOST_KINDS:
@@ -203,7 +206,6 @@ class _Attempt:
         except HostError as error:
             words = shim_process.last_words(self._directory)
             raise HostError(f"{error.text}: {words}" if words else error.text) from error
-        self._answered = True
         connection.close()
 
     def _tell(self, phase: str, text: str) -> None:
@@ -215,17 +217,12 @@ class _Attempt:
 
     def _undo(self, error: BaseException) -> None:
         """Take everything down again; what cannot be is added to `error`."""
-        asked = self._connection is not None
         if self._connection is not None:
             self._connection.close()
         if self.terminal is not None:
             self.terminal.close()
         try:
-            if self._answered:
-                delete.delete(self._invocation, self._directory, force=True)
-            else:
-                patience = PATIENCE if asked else 0.0
-                delete.remove(self._invocation, self._directory, patience=patience)
+            delete.delete(self._invocation, self._directory, force=True, seconds=PATIENCE)
         except SealrunError as leftover:
             if isinstance(error, SealrunError):
                 error.remedy = f"{error.remedy}; {leftover.text}".removeprefix("; ")

@@ -15,7 +15,7 @@ from sealrun_runtime.errors import (
     Reported,
     WrongState,
 )
-from sealrun_runtime.interruption import exit_code, forwarding, held_back, hold_back, interruptible
+from sealrun_runtime.interruption import exit_code, forwarding, hold_back, interruptible
 from sealrun_runtime.oci_config import Process
 from sealrun_runtime.terminal import Size, Terminal, own_size, proxied, pump
 
@@ -41,17 +41,18 @@ class Executed(NamedTuple):
 def execute(directory: store.Directory, request: Request, *, detached: bool) -> int:
     """The exit code of the program; 0 at once where `detached`.
 
-    Raises WrongState where the container does not run, Reported, HostError, InvalidRequest."""
-    with held_back():
-        with interruptible():
-            executed = _begin(directory, request)
-        if detached:
-            return 0
-        with forwarding(lambda number: _pass_on(executed.stand_in, number)):
-            if executed.terminal is not None:
-                with proxied(executed.terminal.master):
-                    pump(executed.terminal.master)
-            return exit_code(executed.stand_in)
+    Signals are held back from here to the process's end, but where they call the execution off or
+    are passed on. Raises WrongState where the container does not run, Reported, HostError,
+    InvalidRequest."""
+    hold_back()
+    executed = _begin(directory, request)
+    if detached:
+        return 0
+    with forwarding(lambda number: _pass_on(executed.stand_in, number)):
+        if executed.terminal is not None:
+            with proxied(executed.terminal.master):
+                pump(executed.terminal.master)
+        return exit_code(executed.stand_in)
 
 
 def _begin(directory: store.Directory, request: Request) -> Executed:
@@ -78,7 +79,6 @@ def _begin(directory: store.Directory, request: Request) -> Executed:
         _await_answer(directory, connection)
         if request.pid_path:
             pid_file.write(request.pid_path, pid)
-        hold_back()
         undo.pop_all()
         connection.close()
     return Executed(pid, terminal)
@@ -121,8 +121,9 @@ def _ask(directory: store.Directory, request: Request, pid: int, descriptors: by
 
 def _await_answer(directory: store.Directory, connection: Connection) -> None:
     try:
-        while connection.receive(ANSWER_SECONDS) is not None:
-            pass
+        with interruptible():
+            while connection.receive(ANSWER_SECONDS) is not None:
+                pass
     except Reported as error:
         if error.kind == KIND_WRONG_STATE:
             _expect_running(directory)

@@ -1,7 +1,8 @@
 """Signals that call a piece of work off, and signals that are passed on to a container.
 
-Between the two, when the work is done and nobody passes on yet, they have to wait: a signal that is
-only delivered would end this process, and what it made would be nobody's.
+All other time, from the first thing that is made to this process's end, they have to wait. One that
+came between two steps, or while what was made is undone, would leave a half of it; one that is only
+delivered would end this process, and what it made would be nobody's.
 """
 
 import os
@@ -29,28 +30,21 @@ class Interrupted(SealrunError):
 
 
 def hold_back() -> None:
-    """From here to the end of the surrounding block, signals wait. One that came before is acted
-    upon here at the latest: with `interruptible` this may raise Interrupted."""
+    """From here to the end of this process signals wait, but for the blocks below."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Inside the block signals wait, but for the blocks in it that take them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the signals that end a process raise Interrupted instead. A block that has made something
-    calls `hold_back` while it still could undo it."""
+    """Inside the block a signal that ends a process raises Interrupted instead, once. For waiting,
+    where it does not matter how far it got."""
+    interrupted = False
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+        nonlocal interrupted
+        if not interrupted:  # whoever is impatient interrupts the undoing, too
+            interrupted = True
+            raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     with _handled(_CALLING_OFF, interrupt):
         yield
@@ -69,15 +63,15 @@ def forwarding(send: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def _handled(numbers: tuple[signal.Signals, ...], handler: _Handler) -> Iterator[None]:
-    with held_back():
-        handlers = {number: signal.signal(number, handler) for number in numbers}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-        try:
-            yield
-        finally:
-            hold_back()
-            for number, before in handlers.items():
-                signal.signal(number, before)
+    hold_back()
+    handlers = {number: signal.signal(number, handler) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    try:
+        yield
+    finally:
+        hold_back()
+        for number, before in handlers.items():
+            signal.signal(number, before)
 
 
 def exit_code(pid: int) -> int:

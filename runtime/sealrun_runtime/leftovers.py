@@ -10,6 +10,7 @@ On the hot path (delete): C modules only.
 import posix
 import time
 from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
+from errno import ENOTEMPTY
 from select import POLLIN, poll
 
 from sealrun_runtime.errors import HostError, NotFound, cause
@@ -25,22 +26,30 @@ _STARTTIME_FIELD = 22  # of /proc/PID/stat, proc(5)
 def start_time(pid: int) -> int:
     """When a process started, in clock ticks since boot; 0 where there is none."""
     try:
-        file = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+        return _identity(str(pid))[1]
     except OSError:
         return 0
+
+
+def enlist(directory: Directory, role: str) -> None:
+    """Add this process to those that must not outlive the container. By itself and as its first deed,
+    so that it is never there without being known, whatever happens to its parent meanwhile.
+
+    Raises OSError, which has to end it: the directory may be gone."""
+    pid, started = _identity("self")  # the host's pid, in whatever namespace the process is
+    directory.append(PROCESSES, f"{role} {pid} {started}")
+
+
+def _identity(process: str) -> tuple[int, int]:
+    """Pid and start time from /proc/`process`/stat. Raises OSError."""
+    file = posix.open(f"/proc/{process}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         stat = posix.read(file, 4096)
-    except ProcessLookupError:
-        return 0
     finally:
         posix.close(file)
     # The command, field 2, may hold anything, a parenthesis too.
-    return int(stat[stat.rindex(b")") + 2 :].split()[_STARTTIME_FIELD - 3])
-
-
-def record(directory: Directory, role: str, pid: int) -> None:
-    """Add a process to those that must not outlive the container."""
-    directory.append(PROCESSES, f"{role} {pid} {start_time(pid)}")
+    rest = stat[stat.rindex(b")") + 2 :].split()
+    return int(stat.split(b" ", 1)[0]), int(rest[_STARTTIME_FIELD - 3])
 
 
 def find(directory: Directory, role: str) -> int:
@@ -64,6 +73,25 @@ def remove(directory: Directory, *, patience: float) -> bool:
     Raises HostError where something cannot be removed; the state directory then stays, so that the
     call can be repeated.
     """
+    deadline = time.monotonic() + KILL_SECONDS
+    hooks = False
+    while True:
+        _kill_all(directory, patience)
+        for path in reversed(directory.read(CGROUPS).decode().splitlines()):
+            _remove_cgroup(path)
+        try:
+            hooks = directory.clear() or hooks
+            directory.remove()
+            return hooks
+        except OSError as error:
+            # A `create` that was killed may have left a process that only now enlists itself.
+            if error.errno != ENOTEMPTY or time.monotonic() >= deadline:
+                text = f"cannot remove {directory.path}: {cause(error)}"
+                raise HostError(text) from error
+
+
+def _kill_all(directory: Directory, patience: float) -> None:
+    """End all recorded processes and wait until they have ended. Raises HostError."""
     alive = _living(directory)
     processes = [process for process, _ in alive]
     try:
@@ -79,12 +107,6 @@ def remove(directory: Directory, *, patience: float) -> bool:
     finally:
         for process in processes:
             posix.close(process)
-    for path in reversed(directory.read(CGROUPS).decode().splitlines()):
-        _remove_cgroup(path)
-    try:
-        return directory.remove()
-    except OSError as error:
-        raise HostError(f"cannot remove {directory.path}: {cause(error)}") from error
 
 
 def _living(directory: Directory) -> list[tuple[int, str]]:

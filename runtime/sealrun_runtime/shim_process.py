@@ -5,10 +5,11 @@ starts with /dev/null, its log and the listening control socket, and nothing els
 environment but a PATH: what it does depends on shim.json alone.
 """
 
+import fcntl
 import os
 import signal
 import socket
-from typing import Final
+from typing import Final, NoReturn
 
 from sealrun_runtime import installation, leftovers
 from sealrun_runtime.errors import HostError, cause
@@ -33,25 +34,25 @@ def listen(directory: Directory) -> socket.socket:
     return listener
 
 
-def spawn(directory: Directory, listener: socket.socket) -> int:
-    """Start the shim; its pid, which is recorded. Raises HostError."""
-    reader, writer = os.pipe()
+def spawn(directory: Directory, listener: socket.socket) -> None:
+    """Start the shim; it is enlisted and executed on return. Raises HostError."""
     try:
-        middle = os.fork()
-        if middle == 0:
-            _detach(directory, listener, writer)
-        os.waitpid(middle, 0)
-        answer = os.read(reader, 64)
+        reader, writer = os.pipe()
+        with open(reader, "rb") as report:
+            try:
+                middle = os.fork()
+                if middle == 0:
+                    _detach(directory, listener, writer)
+            finally:
+                os.close(writer)
+            os.waitpid(middle, 0)
+            failure = (
+                report.read()
+            )  # its end: the shim, the last that has the writing end, executes
     except OSError as error:
         raise HostError(f"cannot start the shim: {cause(error)}") from error
-    finally:
-        os.close(reader)
-        os.close(writer)
-    if not answer.isdigit():
-        raise HostError("cannot start the shim: its first process ended at once")
-    pid = int(answer)
-    leftovers.record(directory, leftovers.SHIM_ROLE, pid)
-    return pid
+    if failure:
+        raise HostError(f"cannot start the shim: {failure.decode()}")
 
 
 def last_words(directory: Directory) -> str:
@@ -60,24 +61,24 @@ def last_words(directory: Directory) -> str:
     return lines[-1] if lines else ""
 
 
-def _detach(directory: Directory, listener: socket.socket, writer: int) -> None:
-    """In the first child: fork the shim, tell its pid, end. The shim is then nobody's child here,
-    and the engine that inherits it reaps it."""
-    status = 1
+def _detach(directory: Directory, listener: socket.socket, report: int) -> NoReturn:
+    """In the first child: fork the shim and end. The shim is then nobody's child here, and the engine
+    that inherits it reaps it."""
     try:
         os.setsid()
-        pid = os.fork()
-        if pid == 0:
-            _execute(directory, listener)
-        os.write(writer, str(pid).encode())
-        status = 0
+        if os.fork() == 0:
+            _execute(directory, listener, report)
+    except OSError as error:
+        os.write(report, cause(error).encode())
     finally:
-        os._exit(status)
+        os._exit(0)
 
 
-def _execute(directory: Directory, listener: socket.socket) -> None:
-    """In the second child: become the shim."""
+def _execute(directory: Directory, listener: socket.socket, report: int) -> NoReturn:
+    """In the second child: become the shim. A failure is written to `report`."""
     try:
+        leftovers.enlist(directory, leftovers.SHIM_ROLE)
+        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, LISTEN + 1)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(SHIM_LOG, flags, 0o600, dir_fd=directory.descriptor), 2)
         os.umask(0o077)
@@ -87,11 +88,12 @@ def _execute(directory: Directory, listener: socket.socket) -> None:
         os.dup2(0, 1)
         os.dup2(listener.fileno(), LISTEN)
         os.set_inheritable(LISTEN, True)
-        os.closerange(LISTEN + 1, _DESCRIPTORS)
+        os.closerange(LISTEN + 1, report)
+        os.closerange(report + 1, _DESCRIPTORS)
         arguments = ("--directory", directory.path, "--listen-fd", str(LISTEN))
         launcher = installation.shim_launcher()
         os.execve(launcher, [launcher, *arguments], _ENVIRONMENT)  # noqa: S606
     except OSError as error:
-        os.write(2, f"cannot execute the shim: {error}\n".encode())
+        os.write(report, cause(error).encode())
     finally:
         os._exit(1)

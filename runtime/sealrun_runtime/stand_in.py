@@ -59,9 +59,10 @@ class StandIn(NamedTuple):
     link: socket.socket
 
 
-def start(container: ContainerSpec, terminal: int = NO_TERMINAL) -> StandIn:
+def start(container: ContainerSpec, terminal: int, enlist: Callable[[], None]) -> StandIn:
     """Fork a container's stand-in. terminal: the slave of the pseudo-terminal that its session is
-    to control. Raises InvalidRequest for a namespace path, HostError."""
+    to control, or NO_TERMINAL. enlist: what it does first. Raises InvalidRequest for a namespace
+    path, HostError."""
     own: set[str] = {one.type for one in container.namespaces if not one.path}
     reports = {} if terminal == NO_TERMINAL else {signal.SIGWINCH: "winch"}
     with _PathNamespaces(container) as entered:
@@ -84,7 +85,15 @@ def start(container: ContainerSpec, terminal: int = NO_TERMINAL) -> StandIn:
                 namespaces.set_domainname(container.domainname)
 
         return _start(
-            _Plan(prepare, enter, reports, terminal, container.rootfs, mount_proc="pid" in own)
+            _Plan(
+                prepare,
+                enlist,
+                enter,
+                reports,
+                terminal,
+                container.rootfs,
+                mount_proc="pid" in own,
+            )
         )
 
 
@@ -103,14 +112,16 @@ def start_exec(first: int, rootfs: str, terminal: int = NO_TERMINAL) -> StandIn:
         for kind in _JOINED:
             namespaces.setns(first, namespaces.CLONE[kind])
 
-    return _start(_Plan(prepare, enter, reports, terminal, rootfs, mount_proc=True))
+    # It is not enlisted: it ends with the container's, whose namespace of pids it is in.
+    return _start(_Plan(prepare, lambda: None, enter, reports, terminal, rootfs, mount_proc=True))
 
 
 class _Plan(NamedTuple):
-    """prepare: done by the caller, about the pid namespace of its children. enter: done by the
-    stand-in. reports: the line that it sends for each signal that it does not ignore."""
+    """prepare: done by the caller, about the pid namespace of its children. enlist, enter: done by
+    the stand-in, in this order. reports: the line that it sends for each signal that it does not ignore."""
 
     prepare: Callable[[], None]
+    enlist: Callable[[], None]
     enter: Callable[[], None]
     reports: Mapping[signal.Signals, str]
     terminal: int
@@ -127,9 +138,9 @@ def _start(plan: _Plan) -> StandIn:
                 plan.prepare()
                 pid = _fork(lambda: _become(plan, child_end), child_end)
                 undo.callback(_end, pid)
-                _expect_ready(link)
-                if plan.rootfs != "/" and os.path.isdir(plan.rootfs):
-                    _pivot(pid, plan.rootfs, mount_proc=plan.mount_proc)
+            _expect_ready(link)
+            if plan.rootfs != "/" and os.path.isdir(plan.rootfs):
+                _pivot(pid, plan.rootfs, mount_proc=plan.mount_proc)
         except OSError as error:
             raise HostError(f"cannot start the stand-in: {cause(error)}") from error
         undo.pop_all()
@@ -205,6 +216,7 @@ def _run_and_exit(work: Callable[[], None], report: socket.socket) -> NoReturn:
 
 def _become(plan: _Plan, link: socket.socket) -> None:
     """Turn the forked child into the stand-in; does not return."""
+    plan.enlist()
     os.setsid()
     if plan.terminal != NO_TERMINAL:
         fcntl.ioctl(plan.terminal, termios.TIOCSCTTY, 0)
@@ -256,16 +268,19 @@ def _expect_ready(link: socket.socket) -> None:
 
 
 def _pivot(pid: int, rootfs: str, *, mount_proc: bool) -> None:
-    """Pivot the stand-in's mount namespace, by a child that enters it for that."""
+    """Pivot the stand-in's mount namespace, by a child that enters it for that.
 
-    # Opened here: the child may be in another pid namespace.
+    What is mounted as proc shows the pid namespace of whoever mounts it: that is a child of the
+    child, which reaps it whatever becomes of us. Unreaped it would keep the stand-in, the first
+    process of that namespace, from ending."""
     process = os.pidfd_open(pid)
 
     def work() -> None:
         namespaces.setns(process, namespaces.CLONE["mount"])
         namespaces.pivot_to(rootfs)
         if mount_proc:
-            _mount_proc()
+            namespaces.setns(process, namespaces.CLONE["pid"])
+            os.waitpid(_fork(_mount_proc, report), 0)
 
     report, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with report, child_end:

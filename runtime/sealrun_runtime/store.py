@@ -100,19 +100,23 @@ class Directory:
         finally:
             posix.close(file)
 
-    def remove(self) -> bool:
-        """Remove the directory with all that is in it. What is gone already does not matter: of
-        several calls exactly one is told that the hooks of POSTSTOP are its own to run."""
+    def clear(self) -> bool:
+        """Remove all that is in the directory. What is gone already does not matter: of several calls
+        exactly one is told that the hooks of POSTSTOP are its own to run."""
         _empty(self.descriptor, (POSTSTOP, STATE))
         mine = self._unlink(POSTSTOP)
         self._unlink(STATE)  # behind the hooks, which are told of it
+        return mine
+
+    def remove(self) -> None:
+        """Remove the directory itself, where it still is the one of its name. Raises OSError: it is
+        not empty."""
         try:
             ours, named = posix.fstat(self.descriptor), posix.stat(self.path)
             if (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
                 posix.rmdir(self.path)
         except FileNotFoundError:
             pass
-        return mine
 
     def _unlink(self, name: str) -> bool:
         try:

@@ -21,7 +21,7 @@ from sealrun_runtime.shim.machine import Plan  # noqa: E402
 from sealrun_runtime.shim.main import main  # noqa: E402
 from sealrun_vmm.driver import DriverName, MachineExit  # noqa: E402
 from sealrun_vmm.errors import HostUnfit  # noqa: E402
-from sealrun_vmm.process import VmmProcess, spawn  # noqa: E402
+from sealrun_vmm.process import Enlist, VmmProcess, spawn, unknown  # noqa: E402
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec  # noqa: E402
 
 
@@ -50,10 +50,13 @@ class SleepingDriver:
         if spec.memory_mib == 4096:
             raise HostUnfit("cannot find qemu", remedy="install it")
 
-    async def launch(self, spec: VmSpec, directory: str) -> SleepingMachine:
+    async def launch(
+        self, spec: VmSpec, directory: str, enlist: Enlist = unknown
+    ) -> SleepingMachine:
         self.check(spec)
+        command = ("/bin/sleep", "600")
         return SleepingMachine(
-            spawn(("/bin/sleep", "600"), directory, output="out", errors="vmm.log")
+            spawn(command, directory, output="out", errors="vmm.log", enlist=enlist)
         )
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from importlib import import_module
 from typing import Protocol
 
+from sealrun_vmm.process import Enlist, unknown
 from sealrun_vmm.spec import VmSpec
 
 
@@ -46,8 +47,9 @@ class Driver(Protocol):
     def check(self, spec: VmSpec) -> None:
         """Raise HostUnfit or SpecRefused where this host or VMM cannot boot `spec`."""
 
-    async def launch(self, spec: VmSpec, directory: str) -> Machine:
+    async def launch(self, spec: VmSpec, directory: str, enlist: Enlist = unknown) -> Machine:
         """Start the VMM with `directory` (the sandbox's state directory) as its working directory.
+        enlist: what its process does first.
 
         Returns as soon as the process runs; that the guest is up is said by its Hello.
         Raises HostUnfit, SpecRefused, LaunchFailed."""

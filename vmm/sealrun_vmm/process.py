@@ -10,7 +10,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sealrun_vmm.errors import LaunchFailed
 from sealrun_vmm.log import CappedLog
@@ -20,6 +20,10 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOG_TAIL_BYTES = 4096
 _TEXT_CHARACTERS = 300
+
+Enlist = Callable[[], None]
+"""What a process that was just forked does to become known, before it executes its program; raises
+OSError, and is then no more."""
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -58,6 +62,10 @@ class VmmProcess:
         self._ended.set_result(self._process.wait())
 
 
+def unknown() -> None:
+    """Enlist nowhere."""
+
+
 def spawn(
     command: Sequence[str],
     directory: str,
@@ -66,15 +74,22 @@ def spawn(
     errors: str,
     descriptors: Sequence[int] = (),
     user: int | None = None,
+    enlist: Enlist = unknown,
 ) -> VmmProcess:
     """Start `command` in `directory`, with what it writes in the files `output` and `errors` there.
 
     user: uid and gid that it runs with, without any other group; None: those of this process.
-    Raises LaunchFailed where the program cannot be executed or a log cannot be written."""
+    Raises LaunchFailed where the program cannot be executed, a log cannot be written, or `enlist`
+    fails."""
     parent = os.getpid()
 
-    def die_with_parent() -> None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    def prepare() -> None:
+        enlist()
+        if user is not None:
+            os.setgroups(())
+            os.setgid(user)
+            os.setuid(user)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which a change of the user would take back
         if os.getppid() != parent:  # it was gone before the kernel was asked
             os._exit(1)
 
@@ -90,15 +105,14 @@ def spawn(
             stderr=logs[1].writer,
             pass_fds=tuple(descriptors),
             start_new_session=True,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else (),
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - two system calls, no Python locks
+            preexec_fn=prepare,  # noqa: PLW1509 - a few system calls, no Python locks
         )
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         for log in logs:
             log.finish()
-        raise LaunchFailed(f"cannot start {command[0]}: {error.strerror}") from error
+        # Of what went wrong in `prepare` no more is known.
+        cause = error.strerror if isinstance(error, OSError) else "its process cannot be noted"
+        raise LaunchFailed(f"cannot start {command[0]}: {cause}") from error
     finally:
         for log in logs:
             log.handed_over()

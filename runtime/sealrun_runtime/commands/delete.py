@@ -33,11 +33,18 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
     return 0
 
 
-def delete(invocation: Invocation, directory: store.Directory, *, force: bool) -> None:
-    """Raises WrongState where the container runs and `force` is not given, Reported, HostError."""
+def delete(
+    invocation: Invocation,
+    directory: store.Directory,
+    *,
+    force: bool,
+    seconds: float = client.ANSWER_SECONDS,
+) -> None:
+    """seconds: how long a shim may take to end everything by itself. Raises WrongState where the
+    container runs and `force` is not given, Reported, HostError."""
     patience = 0.0
     try:
-        client.ask(directory, "delete", directory.container, "1" if force else "0")
+        client.ask(directory, "delete", directory.container, "1" if force else "0", seconds=seconds)
         patience = PATIENCE
     except (ConnectionRefusedError, FileNotFoundError) as error:
         # No shim lives: any more, or yet, where `create` has only begun.

@@ -6,7 +6,7 @@ from sealrun_runtime import creation
 from sealrun_runtime.arguments import Invocation, container_id, parse
 from sealrun_runtime.commands import create, delete, kill, start
 from sealrun_runtime.errors import Reported, SealrunError
-from sealrun_runtime.interruption import exit_code, forwarding, held_back
+from sealrun_runtime.interruption import exit_code, forwarding
 from sealrun_runtime.terminal import proxied, pump
 
 USAGE = "run [--detach] [--keep] [create's options] ID"
@@ -31,17 +31,14 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
     terminal = prepared.handover.container.terminal
     create.check_terminal(terminal, console_socket, detached=detached)
     try:
-        with held_back():
-            created = creation.create(
-                invocation, prepared, parsed.value("pid-file"), console_socket
-            )
-            kept = False
-            try:
-                status = _run(invocation, created, detached=detached)
-                kept = detached or parsed.flag("keep")
-            finally:
-                if not kept:
-                    delete.delete(invocation, created.directory, force=True)
+        created = creation.create(invocation, prepared, parsed.value("pid-file"), console_socket)
+        kept = False
+        try:
+            status = _run(invocation, created, detached=detached)
+            kept = detached or parsed.flag("keep")
+        finally:
+            if not kept:
+                delete.delete(invocation, created.directory, force=True)
     except Reported as error:
         error.status = error.program_status or error.status
         raise

@@ -119,17 +119,13 @@ async def _launch(handover: Handover, directory: Directory, planner: Planner) ->
             attendants.append(shared_root.serve(handover, share, directory))  # noqa: PERF401
         if spec.tpm:
             attendants.append(tpm.serve(handover.config.vm, spec.tpm, directory))
-        machine = await driver.launch(spec, directory.path)
+        machine = await driver.launch(
+            spec, directory.path, lambda: leftovers.enlist(directory, VMM_ROLE)
+        )
     except VmmError as error:
         await _dismiss(attendants)
         unfit = isinstance(error, VmmHostUnfit | SpecRefused)
         raise (HostUnfit if unfit else VmmFailed)(str(error), remedy=error.remedy) from error
-    try:
-        leftovers.record(directory, VMM_ROLE, machine.pid)
-    except OSError as error:
-        await machine.stop()
-        await _dismiss(attendants)
-        raise HostFailed(f"cannot note the VMM's process: {error.strerror}") from error
     log.info("launched the VM, pid %d", machine.pid)
     # Only now: the VMM would inherit it.
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))

@@ -60,8 +60,14 @@ def serve(handover: Handover, share: Share, directory: Directory) -> Attendant:
         command = [program, f"--fd={number}", "-o", f"source={source}", "--thread-pool-size=0"]
         for option in ("cache=auto", "xattr", "sandbox=namespace"):
             command += ["-o", option]
-        process = spawn(command, directory.path, output=_OUTPUT, errors=LOG, descriptors=(number,))
-    leftovers.record(directory, ROLE, process.pid)
+        process = spawn(
+            command,
+            directory.path,
+            output=_OUTPUT,
+            errors=LOG,
+            descriptors=(number,),
+            enlist=lambda: leftovers.enlist(directory, ROLE),
+        )
     return Attendant(process, "the server of the root file system", f"{directory.path}/{LOG}")
 
 

@@ -40,7 +40,12 @@ def serve(settings: VmSettings, name: str, directory: Directory) -> Attendant:
         command = [program, "socket", "--tpm2", "--tpmstate", "dir=.,mode=0600", "--terminate"]
         command += ["--ctrl", f"type=unixio,fd={number}", "--seccomp", "action=kill"]
         process = spawn(
-            command, place, output=_OUTPUT, errors=LOG, descriptors=(number,), user=_NOBODY
+            command,
+            place,
+            output=_OUTPUT,
+            errors=LOG,
+            descriptors=(number,),
+            user=_NOBODY,
+            enlist=lambda: leftovers.enlist(directory, ROLE),
         )
-    leftovers.record(directory, ROLE, process.pid)
     return Attendant(process, "the VM's TPM", os.path.join(place, LOG))

@@ -1,9 +1,12 @@
 """Nothing outlives a container, and nothing else is harmed."""
 
+import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sealrun_runtime import leftovers, store
@@ -46,7 +49,7 @@ def test_a_name_that_looks_like_the_rest_of_stat_does_not_confuse(tmp_path: Path
 def test_recorded_processes_are_killed(
     directory: store.Directory, sleeper: "subprocess.Popen[bytes]"
 ) -> None:
-    leftovers.record(directory, "vmm", sleeper.pid)
+    directory.append("processes", f"vmm {sleeper.pid} {leftovers.start_time(sleeper.pid)}")
     leftovers.remove(directory, patience=0)
     assert sleeper.wait(timeout=5) == -9
     assert not os.path.exists(directory.path)
@@ -54,7 +57,7 @@ def test_recorded_processes_are_killed(
 
 def test_a_shim_gets_the_time_to_end_by_itself(directory: store.Directory) -> None:
     shim = subprocess.Popen(["sh", "-c", "sleep 0.3; exit 7"])
-    leftovers.record(directory, "shim", shim.pid)
+    directory.append("processes", f"shim {shim.pid} {leftovers.start_time(shim.pid)}")
     leftovers.remove(directory, patience=20)
     assert shim.wait(timeout=5) == 7
 
@@ -95,6 +98,87 @@ def test_what_cannot_be_removed_keeps_the_directory_for_another_try(
     busy.unlink()
     leftovers.remove(directory, patience=0)
     assert not os.path.exists(directory.path)
+
+
+def test_of_deletes_that_meet_the_one_that_removed_the_hooks_runs_them(
+    directory: store.Directory,
+) -> None:
+    """Also where the other one removes the directory."""
+    directory.write("poststop.json", b"[]")
+    other = store.open_container(directory.path.removesuffix("/c1"), "c1")
+    assert directory.clear()
+    assert not leftovers.remove(other, patience=0)
+    assert not os.path.exists(directory.path)
+    other.close()
+
+
+def test_a_delete_that_dies_on_its_way_leaves_hooks_and_state_to_the_next(
+    directory: store.Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.write("poststop.json", b"[]")
+    directory.write("state.json", b"{}")
+    for name in ("processes", "shim.json", "zzz"):
+        directory.append(name, "")
+    with monkeypatch.context() as patched:
+        patched.setattr(store.posix, "unlink", _dying(3))
+        with pytest.raises(KeyboardInterrupt):
+            leftovers.remove(directory, patience=0)
+    assert sorted(os.listdir(directory.path)) == ["poststop.json", "state.json"]
+    assert leftovers.remove(directory, patience=0)
+
+
+def _dying(calls: int) -> Callable[..., None]:
+    """unlink(2), until it was called so often."""
+    unlink, counter = os.unlink, itertools.count(1)
+
+    def dying(*arguments: Any, **options: Any) -> None:
+        unlink(*arguments, **options)
+        if next(counter) == calls:
+            raise KeyboardInterrupt
+
+    return dying
+
+
+def test_a_process_that_enlists_itself_meanwhile_is_found(
+    directory: store.Directory,
+    sleeper: "subprocess.Popen[bytes]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was forked by a `create` that has died, and comes in when all others have been looked at."""
+    clear = store.Directory.clear
+
+    def late(self: store.Directory) -> bool:
+        monkeypatch.undo()
+        hooks = clear(self)
+        self.append("processes", f"shim {sleeper.pid} {leftovers.start_time(sleeper.pid)}")
+        return hooks
+
+    monkeypatch.setattr(store.Directory, "clear", late)
+    leftovers.remove(directory, patience=0)
+    assert sleeper.wait(timeout=5) == -9
+    assert not os.path.exists(directory.path)
+
+
+def test_a_process_enlists_itself_under_the_hosts_pid(directory: store.Directory) -> None:
+    program = (
+        "import os, sys\n"
+        "from sealrun_runtime import leftovers, store\n"
+        "leftovers.enlist(store.open_container(*sys.argv[1:]), 'stand-in')\n"
+        "print(os.getpid())"
+    )
+    root = directory.path.removesuffix("/c1")
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", sys.executable, "-c", program, root, "c1"],
+        env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "1\n", done.stderr
+    role, pid, started = directory.read("processes").split()
+    assert role == b"stand-in"
+    assert int(pid) > 1
+    assert int(started) >= leftovers.start_time(os.getpid())
 
 
 def test_a_parent_that_other_containers_are_in_stays(

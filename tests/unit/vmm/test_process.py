@@ -16,6 +16,7 @@ from sealrun_vmm.errors import LaunchFailed
 from sealrun_vmm.log import DROPPED, LIMIT_BYTES
 
 ROOTS = os.pathsep.join(sys.path)
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 def spawn(directory: Path, *command: str, descriptors: tuple[int, ...] = ()) -> process.VmmProcess:
@@ -126,12 +127,63 @@ def test_a_cancelled_wait_leaves_the_others(tmp_path: Path) -> None:
     assert asyncio.run(main()) == 0
 
 
-def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+def test_it_becomes_known_before_it_is_the_program(tmp_path: Path) -> None:
+    known = tmp_path / "known"
+
+    async def main() -> tuple[int, str]:
+        running = process.spawn(
+            ["/bin/cat", str(known)],
+            str(tmp_path),
+            output="out",
+            errors="err",
+            enlist=lambda: known.write_text(str(os.getpid())) and None,
+        )
+        await running.wait()
+        return running.pid, (tmp_path / "out").read_text()
+
+    pid, said = asyncio.run(main())
+    assert said == str(pid)
+
+
+def test_a_process_that_cannot_become_known_is_none(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    async def main() -> None:
+        process.spawn(["/bin/true"], str(tmp_path), output="out", errors="err", enlist=fail)
+
+    with pytest.raises(LaunchFailed, match="cannot start /bin/true: its process cannot be noted"):
+        asyncio.run(main())
+
+
+@AS_ROOT
+def test_another_user_is_nobody_here(tmp_path: Path) -> None:
+    """It becomes known as the one who started it, and has none of its groups."""
+    known = tmp_path / "known"
+
+    async def main() -> str:
+        running = process.spawn(
+            ["/bin/sh", "-c", "id -u; id -G"],
+            str(tmp_path),
+            output="out",
+            errors="err",
+            user=65534,
+            enlist=lambda: known.write_text(str(os.getuid())) and None,
+        )
+        await running.wait()
+        return (tmp_path / "out").read_text()
+
+    assert asyncio.run(main()) == "65534\n65534\n"
+    assert known.read_text() == "0"
+
+
+@pytest.mark.parametrize("user", [None, pytest.param(65534, marks=AS_ROOT)])
+def test_it_dies_with_its_parent(tmp_path: Path, user: int | None) -> None:
     program = (
         "import asyncio, sys\n"
         "from sealrun_vmm import process\n"
         "async def main():\n"
-        f"    running = process.spawn(['/bin/sleep', '60'], {str(tmp_path)!r}, output='o', errors='e')\n"
+        f"    running = process.spawn(['/bin/sleep', '60'], {str(tmp_path)!r}, output='o', errors='e', user={user})\n"
         "    print(running.pid, flush=True)\n"
         "    await running.wait()\n"
         "asyncio.run(main())\n"

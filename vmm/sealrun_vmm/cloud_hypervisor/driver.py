@@ -56,12 +56,14 @@ class CloudHypervisorDriver:
                 "CONFIG_PVH",
             )
 
-    async def launch(self, spec: VmSpec, directory: str) -> CloudHypervisorMachine:
-        """Start the VMM in `directory` and boot the guest.
+    async def launch(
+        self, spec: VmSpec, directory: str, enlist: process.Enlist = process.unknown
+    ) -> CloudHypervisorMachine:
+        """Start the VMM in `directory` and boot the guest. enlist: what its process does first.
 
         Raises HostUnfit, SpecRefused, LaunchFailed; then nothing of it runs any more."""
         self.check(spec)
-        machine = self._start(spec, directory)
+        machine = self._start(spec, directory, enlist)
         try:
             async with asyncio.timeout(self._launch_seconds):
                 await _boot(machine.api, spec)
@@ -82,7 +84,9 @@ class CloudHypervisorDriver:
             raise
         return machine
 
-    def _start(self, spec: VmSpec, directory: str) -> CloudHypervisorMachine:
+    def _start(
+        self, spec: VmSpec, directory: str, enlist: process.Enlist
+    ) -> CloudHypervisorMachine:
         """The VMM's process, with our ends of its socket and its pipe. Raises LaunchFailed."""
         try:
             with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
@@ -96,7 +100,12 @@ class CloudHypervisorDriver:
                 given = (listener.fileno(), their_events)
                 command = config.command(program.find(self._binary), *given)
                 running = process.spawn(
-                    command, directory, output=spec.console, errors=LOG, descriptors=given
+                    command,
+                    directory,
+                    output=spec.console,
+                    errors=LOG,
+                    descriptors=given,
+                    enlist=enlist,
                 )
                 ours.pop_all()
         except OSError as error:

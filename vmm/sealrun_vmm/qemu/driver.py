@@ -70,13 +70,20 @@ class QemuDriver:
                 )
         guest.check(spec)
 
-    async def launch(self, spec: VmSpec, directory: str) -> QemuMachine:
-        """Start QEMU in `directory`. Raises HostUnfit, SpecRefused, LaunchFailed."""
+    async def launch(
+        self, spec: VmSpec, directory: str, enlist: process.Enlist = process.unknown
+    ) -> QemuMachine:
+        """Start QEMU in `directory`; `enlist` is what its process does first. Raises HostUnfit, SpecRefused, LaunchFailed."""
         self.check(spec)
         command = arguments(self._find(), spec)
         descriptors = [nic.tap_fd for nic in spec.nics]
         running = process.spawn(
-            command, directory, output=spec.console, errors=LOG, descriptors=descriptors
+            command,
+            directory,
+            output=spec.console,
+            errors=LOG,
+            descriptors=descriptors,
+            enlist=enlist,
         )
         return QemuMachine(running, directory, spec.console)
 
