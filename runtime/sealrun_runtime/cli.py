@@ -31,6 +31,8 @@ VERBS = {
     "list": "list",
     "spec": "spec",
     "features": "features",
+    "check": "check",
+    "measure": "measure",
     "config": "config",
     "init-data": "init_data",
     "help": "help",

@@ -5,12 +5,13 @@ and what is measured are renderings of its value. `plan` looks at this machine a
 sandbox adds to the VM (shares, networks) is added by the shim (shim/machine.py).
 """
 
+import dataclasses
 from typing import Final, NamedTuple
 
 from sealrun_vmm import assets, cmdline, driver, kvm
 from sealrun_vmm.assets import GuestImage
 from sealrun_vmm.driver import Driver, DriverName
-from sealrun_vmm.errors import HostUnfit, VmmError
+from sealrun_vmm.errors import HostUnfit, SpecRefused, VmmError
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 from sealrun_vmm.tee import choice, platform
 from sealrun_vmm.tee.launch import Launch, Options
@@ -62,10 +63,48 @@ def plan(
             failures.append(error)
         else:
             return Plan(candidate, loaded, spec)
+    raise _none_of(names, failures, tee)
+
+
+def _none_of(names: list[DriverName], failures: list[VmmError], tee: Tee) -> VmmError:
+    """Why no VMM will do; without a TEE the last one's reason, which is the one that runs anywhere."""
     if tee is Tee.NONE or len(failures) == 1:
-        raise failures[-1]
+        return failures[-1]
     texts = "; ".join(f"{name}: {error}" for name, error in zip(names, failures, strict=True))
-    raise HostUnfit(f"no VMM can start a VM with {tee}: {texts}", remedy=failures[-1].remedy)
+    return HostUnfit(f"no VMM can start a VM with {tee}: {texts}", remedy=failures[-1].remedy)
+
+
+def spec_without_looking(
+    config: Config,
+    guest_image: str,
+    tenant: Tenant,
+    *,
+    tee: Tee | None,
+    driver: DriverName | None,
+    accelerator: Accelerator | None,
+) -> tuple[DriverName, VmSpec]:
+    """What a machine that has the TEE would boot by these settings, for measuring.
+
+    tee, driver, accelerator: those of the settings where None; for `auto` of this machine.
+    Raises VmmError."""
+    # Who signs quotes does not matter to what they say.
+    asked = dataclasses.replace(options(config, tenant), quote_service="")
+    if tee is None:
+        tee = choice.choose(config.tee, tenant.accepted, platform.probe(), asked)
+    elif tenant.accepted and tee.value not in tenant.accepted:
+        raise SpecRefused(f"the init-data accepts {' or '.join(tenant.accepted)} only")
+    accelerator = accelerator or choose_accelerator(config.vm, tee)
+    image = assets.locate(guest_image)
+    failures: list[VmmError] = []
+    names = [driver] if driver else candidates(config.vm, tee, accelerator)
+    for name in names:
+        try:
+            launch = choice.load(tee).launch(name, asked)
+        except VmmError as error:
+            failures.append(error)
+        else:
+            return name, vm_spec("measured", config, image, accelerator, launch)
+    raise _none_of(names, failures, tee)
 
 
 def options(config: Config, tenant: Tenant) -> Options:

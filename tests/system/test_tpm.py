@@ -1,5 +1,6 @@
 """A VM with a TPM, measured by OVMF: what its PCRs say, how it lives, and what is left of it."""
 
+import json
 import os
 import shutil
 import signal
@@ -79,6 +80,25 @@ def test_the_firmware_measured_what_it_booted(runtime: oci.Runtime, pcrs: dict[i
     assert state["annotations"]["io.sealrun.tee"] == "tpm"
     measured = {number for number, value in pcrs.items() if value != UNTOUCHED}
     assert {0, 1, 2, 3, 4, 5, 6, 7, 9} <= measured
+
+
+def test_measure_says_what_the_vm_measured(runtime: oci.Runtime, pcrs: dict[int, str]) -> None:
+    """The same VmSpec, booted and computed."""
+    measured = json.loads(runtime("measure", "--format", "json").stdout)
+    expected = {
+        int(name.removeprefix("tpm_pcr")): value["accepted"]
+        for name, value in measured["values"].items()
+    }
+    assert set(expected) == {2, 3, 4, 5, 6, 7, 9}
+    assert {number: [pcrs[number]] for number in expected} == expected
+
+
+def test_check_says_that_it_boots(runtime: oci.Runtime) -> None:
+    checked = runtime("check")
+    assert checked.ok
+    last = checked.stdout.decode().splitlines()[-1]
+    assert last.startswith("ok  a container: boots by qemu with ")
+    assert last.endswith(", tee tpm")
 
 
 def test_the_emulator_is_confined(pcrs: dict[int, str]) -> None:

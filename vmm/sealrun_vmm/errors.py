@@ -3,7 +3,8 @@
     VmmError
     ├── HostUnfit      this machine lacks something (a binary, a device, a version); names it
     ├── SpecRefused    the driver cannot honour the VmSpec; nothing was started
-    └── LaunchFailed   the VMM did not start, or died during the start; carries its last words
+    ├── LaunchFailed   the VMM did not start, or died during the start; carries its last words
+    └── CannotMeasure  a firmware, an IGVM file or a kernel is not what it would have to be
 
 Texts are lower case, without a full stop: "cannot start qemu: …"; `remedy` says what to do.
 """
@@ -27,3 +28,7 @@ class SpecRefused(VmmError):
 
 class LaunchFailed(VmmError):
     """The VMM process could not be started, or ended before the VM ran."""
+
+
+class CannotMeasure(VmmError):
+    """What a TEE will say of a VM cannot be computed from the files that are there."""

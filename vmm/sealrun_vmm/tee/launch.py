@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit
 from sealrun_vmm.spec import Tee
 
@@ -50,9 +49,6 @@ def firmware(given: str, places: Sequence[str], what: str, remedy: str) -> str:
         if os.access(path, os.R_OK):
             return path
     where = given or " or ".join(places)
-    raise HostUnfit(f"cannot find {what}: there is no {where}", remedy=remedy)
-
-
-def unknown_driver(tee: Tee, driver: DriverName) -> str:
-    """The refusal of a VMM that a TEE does not list."""
-    return f"cannot start a VM with {tee} by {driver}"
+    raise HostUnfit(
+        f"cannot find {what}" + (f": there is no {where}" if where else ""), remedy=remedy
+    )

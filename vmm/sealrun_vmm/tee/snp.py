@@ -58,7 +58,7 @@ def require(platform: Platform, _options: Options) -> None:
 def launch(driver: DriverName, options: Options) -> Launch:
     """A VM whose memory is encrypted, with the init-data's digest as HOST_DATA. Raises HostUnfit."""
     what, places, remedy = (
-        ("the IGVM file for SEV-SNP", (), "set vm.firmware in sealrun.toml to an IGVM file")
+        ("the IGVM file for SEV-SNP", (), "set vm.firmware in sealrun.toml to one")
         if driver is DriverName.CLOUD_HYPERVISOR
         else (
             "OVMF's build for SEV (AmdSev)",

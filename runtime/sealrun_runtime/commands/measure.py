@@ -1,0 +1,139 @@
+"""`sealrun measure`: what a TEE will say of the VM that `create` boots, computed without booting it.
+
+The same settings, the same guest image, the same function from them to the VM; needs neither the TEE
+nor a VMM, so that it can run where the image was built.
+"""
+
+import json
+import sys
+from typing import Any, Final
+
+from sealrun_protocol import limits
+from sealrun_vmm.driver import DriverName
+from sealrun_vmm.errors import VmmError
+from sealrun_vmm.measurement import report
+from sealrun_vmm.measurement.report import Measurement
+from sealrun_vmm.spec import Accelerator, Tee, VmSpec
+
+from sealrun_runtime import config, installation, machine
+from sealrun_runtime.arguments import Invocation, Parsed, parse
+from sealrun_runtime.errors import HostError, InvalidRequest, UsageError, cause
+from sealrun_runtime.machine import Tenant
+
+USAGE = (
+    "measure [--tee snp|tdx|tpm] [--driver qemu|cloud-hypervisor] [--accelerator kvm|tcg]"
+    " [--cpus N] [--memory MIB] [--init-data FILE] [--format text|json|broker|trustee]"
+)
+
+OPTIONS: Final = {
+    "tee": "tee=",
+    "driver": "driver=",
+    "accelerator": "accelerator=",
+    "cpus": "cpus=",
+    "memory": "memory=",
+    "init-data": "init-data=",
+    "format": "format=",
+}
+_FORMATS: Final = ("text", "json", "broker", "trustee")
+
+
+def run(_invocation: Invocation, arguments: list[str]) -> int:
+    """Print it. Raises HostError where it cannot be computed."""
+    parsed = parse(arguments, OPTIONS)
+    if parsed.operands:
+        raise UsageError(f"measure: unexpected operand {parsed.operands[0]}")
+    form = parsed.value("format", "text")
+    if form not in _FORMATS:
+        raise UsageError(f"invalid format {form}: it is {', '.join(_FORMATS)}")
+    tenant = _tenant(parsed.value("init-data"))
+    try:
+        driver, spec = _spec(parsed, tenant)
+        measurement = report.measure(spec, driver, tenant.digest)
+    except VmmError as error:
+        raise HostError(f"cannot measure: {error}", remedy=error.remedy) from error
+    shown = {
+        "text": _text,
+        "json": _document,
+        "broker": lambda *_: json.dumps(report.reference_values(measurement), indent=1),
+        "trustee": lambda *_: report.rvps_message(measurement),
+    }
+    sys.stdout.write(shown[form](driver, spec, measurement) + "\n")
+    return 0
+
+
+def _spec(parsed: Parsed, tenant: Tenant) -> tuple[DriverName, VmSpec]:
+    """What would be booted. Raises VmmError, ConfigError, InvalidRequest."""
+    annotations = {
+        "io.sealrun.cpus": parsed.value("cpus"),
+        "io.sealrun.memory": parsed.value("memory"),
+    }
+    given = {name: value for name, value in annotations.items() if value}
+    settings = config.build(config.resolve(config.files(), given))
+    image = settings.guest.image or installation.guest_image()
+    tee = _one_of(parsed.value("tee", settings.tee), Tee, "tee") if parsed.value("tee") else None
+    driver = parsed.value("driver")
+    accelerator = parsed.value("accelerator")
+    return machine.spec_without_looking(
+        settings,
+        image,
+        tenant,
+        tee=tee,
+        driver=_one_of(driver, DriverName, "driver") if driver else None,
+        accelerator=_one_of(accelerator, Accelerator, "accelerator") if accelerator else None,
+    )
+
+
+def _one_of(text: str, kind: Any, what: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        names = ", ".join(member.value for member in kind)
+        raise UsageError(f"invalid {what} {text}: it is one of {names}") from None
+
+
+def _tenant(path: str) -> Tenant:
+    """Raises InvalidRequest."""
+    if not path:
+        return Tenant()
+    from sealrun_protocol import init_data
+
+    try:
+        with open(path, "rb") as file:
+            parsed = init_data.parse(file.read(limits.INIT_DATA_BYTES + 1))
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {cause(error)}") from error
+    except init_data.InitDataInvalid as error:
+        raise InvalidRequest(f"cannot use {path}: {error}") from error
+    return Tenant(parsed.digest, parsed.attestation.tees)
+
+
+def _document(driver: DriverName, spec: VmSpec, measurement: Measurement) -> str:
+    document = {
+        "tee": measurement.tee.value,
+        "driver": driver.value,
+        "accelerator": spec.accelerator.value,
+        "inputs": dict(measurement.inputs),
+        "values": {
+            value.name: {"accepted": list(value.accepted), "what": value.what}
+            for value in measurement.values
+        },
+        "left_out": list(measurement.left_out),
+    }
+    return json.dumps(document, indent=1)
+
+
+def _text(driver: DriverName, spec: VmSpec, measurement: Measurement) -> str:
+    lines = [f"{measurement.tee.value} by {driver.value} with {spec.accelerator.value}", ""]
+    for value in measurement.values:
+        lines.append(f"{value.name}")
+        lines += [f"    {_word(accepted)}" for accepted in value.accepted]
+        lines.append(f"    {value.what}")
+    lines += ["", "from"]
+    lines += [f"    {name}: {content}" for name, content in measurement.inputs]
+    lines += ["", "not computed"]
+    lines += [f"    {line}" for line in measurement.left_out]
+    return "\n".join(lines)
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
