@@ -20,6 +20,7 @@ PROGRAMS = {
     "tpm": ("swtpm",),
     "podman": ("podman", "conmon"),
     "registry": ("docker-registry", "skopeo"),
+    "virtiofsd": ("/usr/lib/qemu/virtiofsd",),
     "root": (),
 }
 

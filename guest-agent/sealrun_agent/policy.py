@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ERRORS, Phase
-from sealrun_protocol.init_data import ABSENT, Container, InitData
+from sealrun_protocol.init_data import ABSENT, InitData
 
+from sealrun_agent.container.workload import Tenant
 from sealrun_agent.errors import AgentError
 
 NO_TEE = "none"
@@ -26,9 +27,12 @@ class Policy(NamedTuple):
         return self.tee != NO_TEE
 
     @property
-    def tenant(self) -> Container | None:
-        """What may run; None where there is neither a tenant to ask nor a TEE to protect one."""
-        return self.init_data.container if self.init_data.text or self.protected else None
+    def tenant(self) -> Tenant | None:
+        """What may run, and what the host may share; None where there is neither a tenant to ask nor a
+        TEE to protect one."""
+        if not self.init_data.text and not self.protected:
+            return None
+        return Tenant(self.init_data.container, self.init_data.host)
 
     def insecure_registries(self, wished: tuple[str, ...]) -> tuple[str, ...]:
         """The registries to speak plain http to. `wished` by the operator counts only where there is

@@ -23,6 +23,7 @@ from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.store import Store
 from sealrun_agent.policy import NO_TEE, Policy
 from sealrun_agent.service import Machine
+from sealrun_agent.shared_tree import SharedTree
 
 _DIRECTORY: Final = "/run/sealrun"
 _UNUSABLE_TEE: Final = "unusable"  # in Hello: there is one, and this agent cannot speak for it
@@ -54,6 +55,7 @@ def machine() -> Machine:
         set_hostname=socket.sethostname,
         set_clock=set_clock,
         images=lambda policy: RegistryImages(policy, f"{_DIRECTORY}/images"),
+        shares=SharedTree(f"{_DIRECTORY}/host"),
     )
 
 
@@ -72,7 +74,9 @@ class RegistryImages:
         self._store = Store(directory)
 
     def prepare(self, order: Order) -> Rootfs:
-        """Pull, check, decrypt, unpack and mount. Raises AgentError."""
+        """Pull, check, decrypt, unpack and mount, or take what the host shares. Raises AgentError."""
+        if order.directory:
+            return Rootfs(self._shared(order), "")
         from sealrun_agent.image.pull import pull
 
         wishes = self._policy.init_data.image
@@ -89,7 +93,7 @@ class RegistryImages:
             store=self._store,
             progress=order.progress,
         )
-        path = self._store.mount(image, order.container)
+        path = self._store.mount(image.layers, order.container)
         try:
             return Rootfs(path, image.digest, _program(path, image.config))
         except AgentError:
@@ -99,6 +103,13 @@ class RegistryImages:
     def release(self, container: str) -> None:
         """Unmount and remove. Raises StartError."""
         self._store.unmount(container)
+
+    def _shared(self, order: Order) -> str:
+        """A root that the host shares. One that is to be read only is so on the host too; what a
+        runtime writes into every root, mount points, then goes to a layer above it."""
+        if order.readonly:
+            return self._store.mount([order.directory], order.container)
+        return order.directory
 
     def _keys(self, order: Order) -> Sequence[bytes]:
         """The keys that the init-data names, from its broker, for evidence."""

@@ -22,7 +22,7 @@ from sealrun_agent.channel import Channel
 from sealrun_agent.container.bundle import is_container_id
 from sealrun_agent.container.crun import Crun
 from sealrun_agent.container.life import Container
-from sealrun_agent.container.surroundings import DONE, Answer, Images, Success, Surroundings
+from sealrun_agent.container.surroundings import DONE, Answer, Images, Shares, Success, Surroundings
 from sealrun_agent.container.worker import Result
 from sealrun_agent.errors import AgentError, AttestError, BootError, RunError, StartError
 from sealrun_agent.loop import Loop
@@ -56,6 +56,7 @@ class Machine(NamedTuple):
     set_hostname: Callable[[str], None]
     set_clock: Callable[[int], None]
     images: Callable[[Policy], Images]
+    shares: Shares
     crun_options: tuple[str, ...] = ()
 
 
@@ -249,6 +250,7 @@ class Service:
             tunnels=self._tunnels,
             crun=Crun(self._processes, f"{machine.directory}/crun", machine.crun_options),
             images=machine.images(policy),
+            shares=machine.shares,
             directory=f"{machine.directory}/containers",
             post=self._post,
             progress=self._progress.report,
@@ -262,10 +264,6 @@ class Service:
         self._check_streams(request)
         if not is_container_id(name):
             raise StartError(ErrorCode.SPEC_REFUSED, f"container id {name[:128]!a} is not a name")
-        if request.share:
-            raise StartError(
-                ErrorCode.SPEC_REFUSED, "shared root file systems are not supported yet"
-            )
         if name in self._containers:
             raise RunError(ErrorCode.CONTAINER_EXISTS, f"container {name} exists already")
         if self._closing:

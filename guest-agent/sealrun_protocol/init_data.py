@@ -124,9 +124,22 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
     insecure_shared_root: a container may run from a directory of the host, which the host can read
         and change while it runs, instead of an image.
+    insecure_shared_directories: places in a container, each with all below it, where the host may
+        mount its own directories and files, which it can read and change while they are there.
     """
 
     insecure_shared_root: bool = False
+    insecure_shared_directories: tuple[str, ...] = ()
+
+    def may_share_at(self, destination: str) -> bool:
+        """Whether a directory or file of the host may be mounted at this path of a container."""
+        path = _components(destination)
+        places = map(_components, self.insecure_shared_directories)
+        return any(path[: len(place)] == place for place in places)
+
+
+def _components(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 class InitData(NamedTuple):
@@ -331,6 +344,12 @@ def _our_document(document: str) -> tuple[Attestation, Image, Host, Container]:
         if not _REGISTRY.fullmatch(registry):
             raise InitDataInvalid(
                 f"{where}.insecure_registries: {registry[:200]!a} is not host[:port]"
+            )
+    for place in host.insecure_shared_directories:
+        if not place.startswith("/") or {".", ".."}.intersection(place.split("/")):
+            raise InitDataInvalid(
+                f"{OUR_DOCUMENT}: host.insecure_shared_directories: {place[:200]!a} is not an "
+                "absolute path"
             )
     if image.ca_certificates and _CERTIFICATE not in image.ca_certificates:
         raise InitDataInvalid(f"{where}.ca_certificates must be certificates in PEM")

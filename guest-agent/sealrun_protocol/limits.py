@@ -11,7 +11,9 @@ STREAM_CHUNK_BYTES: Final = 64 * KIB  # payload of one StreamData: a pipe's size
 STREAM_WINDOW_BYTES: Final = 1 * MIB  # unacknowledged bytes per stream and direction
 STREAMS: Final = 256  # open at once in a sandbox
 ERROR_TEXT_BYTES: Final = 1 * KIB  # one line for a person
-FILE_BYTES: Final = 256 * KIB  # one file that the host prepares (hosts, resolv.conf, hostname)
+FILE_BYTES: Final = 512 * KIB  # one file that the host copies: Podman's secrets have 500 KiB
+FILES_BYTES: Final = 6 * MIB  # all of a container's, so that they fit into its message
+SHARES: Final = 128  # directories and files of one container: each is a mount, and a descriptor
 HELLO_SECONDS: Final = 120  # boot to Hello, under emulation on a loaded machine
 
 # Init-data

@@ -69,16 +69,26 @@ class ConfigureSandbox(Request, frozen=True, kw_only=True):
     time_ns: int
 
 
+class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A small file of the host's that the guest gets a copy of. mode: its permissions."""
+
+    content: bytes
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+
+
 class CreateContainer(Request, frozen=True, kw_only=True):
     """Pull the image and prepare the container up to, not including, the start of its program.
 
     config: the OCI config.json, as the engine wrote it (JSON text).
-    image: the reference as host or user named it.
+    image: the reference as host or user named it; empty with `shared_root`.
     insecure_registries: the operator's hint, obeyed only where there is no init-data and no TEE.
-    share: where not empty, the root file system is not an image but the virtio-fs device of this
-        tag, which the host shares; `image` is empty then. Refused where the tenant does not allow it.
-    files: content of the small files that engines bind-mount, by absolute path in the container
-        (/etc/hosts, /etc/hostname, /etc/resolv.conf).
+    shared_root: the root file system is a directory that the host shares (share.py).
+    shared_mounts: those of the config's mounts (by index) whose sources the host shares.
+    files: copies of the sources of other mounts (by index): what engines prepare for each container
+        (/etc/hosts, /etc/hostname, /etc/resolv.conf), and its secrets.
+    shm_bytes: the size of /dev/shm; 0 where it is not said.
     stdin, stdout, stderr: stream ids; 0 = the container gets /dev/null there.
     terminal: the program gets a pseudo-terminal of rows x columns (0 x 0: unknown yet); its bytes
         travel on stdin and stdout, stderr is 0.
@@ -87,9 +97,11 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     container: str
     config: bytes
     image: str
-    share: str = ""
     insecure_registries: tuple[str, ...] = ()
-    files: dict[str, bytes] = {}
+    shared_root: bool = False
+    shared_mounts: tuple[int, ...] = ()
+    files: dict[int, File] = {}
+    shm_bytes: int = 0
     stdin: int = 0
     stdout: int = 0
     stderr: int = 0

@@ -3,9 +3,10 @@
 SOCK_SEQPACKET on ROOT/ID/shim.sock. A request is one datagram of fields separated by NUL, file
 descriptors beside it:
 
-    create  ID  BUNDLE  STANDIN_PID     with stdin, stdout, stderr, stand-in link
+    create  ID  BUNDLE  STANDIN_PID     with stdin, stdout, stderr, stand-in link, and what the
+                                        guest is to see of the host, as sharing.Plan.names has it
     start   ID
-    exec    ID  PROCESS_ID  STANDIN_PID  PROCESS_JSON    with the same four; ok: the program runs
+    exec    ID  PROCESS_ID  STANDIN_PID  PROCESS_JSON    with the first four; ok: the program runs
     kill    ID  SIGNAL  ALL(0|1)
     pause   ID
     resume  ID

@@ -17,6 +17,7 @@ from sealrun_runtime import (
     installation,
     leftovers,
     pid_file,
+    sharing,
     shim_process,
     store,
 )
@@ -49,6 +50,7 @@ class Prepared(NamedTuple):
 
     handover: handing.Handover
     oci_config: bytes
+    plan: sharing.Plan
 
 
 class Created(NamedTuple):
@@ -75,6 +77,8 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     image = image_reference.choose(
         container, stored, settings.image.source, shared_root=shared_root
     )
+    plan = sharing.plan(container, image.reference)
+    sharing.check(container, plan, tenant.host if tenant is not None else None)
     handover = handing.Handover(
         id=container_id,
         container=container,
@@ -87,7 +91,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         config=settings,
         debug=invocation.debug,
     )
-    return Prepared(handover, oci_config)
+    return Prepared(handover, oci_config, plan)
 
 
 def create(
@@ -99,14 +103,15 @@ def create(
     console_socket: where the master of the container's terminal goes; without one the caller gets
     it. Raises SealrunError; then nothing is left of the container."""
     hold_back()
-    directory = store.make_container(os.path.abspath(invocation.root), prepared.handover.id)
-    try:
-        with _Attempt(invocation, directory, prepared) as attempt:
-            attempt.make(console_socket)
-            if pid_path:
-                pid_file.write(pid_path, attempt.stand_in)
-    except OSError as error:
-        raise HostError(f"cannot create the container: {cause(error)}") from error
+    with sharing.open_sources(prepared.handover.container, prepared.plan) as sources:
+        directory = store.make_container(os.path.abspath(invocation.root), prepared.handover.id)
+        try:
+            with _Attempt(invocation, directory, prepared) as attempt:
+                attempt.make(console_socket, sources)
+                if pid_path:
+                    pid_file.write(pid_path, attempt.stand_in)
+        except OSError as error:
+            raise HostError(f"cannot create the container: {cause(error)}") from error
     return Created(directory, attempt.stand_in, attempt.terminal)
 
 
@@ -132,7 +137,7 @@ class _Attempt:
         if error is not None:
             self._undo(error)
 
-    def make(self, console_socket: str) -> None:
+    def make(self, console_socket: str, sources: sharing.Sources) -> None:
         """State directory, shim, stand-in, then the request, in which all the slow work is done."""
         directory, handover = self._directory, self._prepared.handover
         container = handover.container
@@ -146,7 +151,14 @@ class _Attempt:
             size = Size(container.rows, container.columns)
             self.terminal = Terminal(size if console_socket else own_size() or size)
             slave = self.terminal.slave
-        self.stand_in, link = standing.start(container, slave, self._enlist_stand_in)
+        self.stand_in, link = standing.start(
+            container,
+            slave,
+            self._enlist_stand_in,
+            mounts=sources.for_stand_in,
+            # What is copied to the host's copy of an image never gets to the guest.
+            readonly=container.rootfs_readonly or not self._prepared.plan.root,
+        )
         with link:
             if early:
                 self._run_hooks()
@@ -156,8 +168,8 @@ class _Attempt:
             self._connection = Connection(directory)
             fields = ("create", handover.id, container.bundle, str(self.stand_in))
             stdio = (0, 1, 2) if self.terminal is None else (slave, slave, slave)
-            descriptors = array.array("i", (*stdio, link.fileno())).tobytes()
-            self._connection.send(*fields, descriptors=descriptors)
+            descriptors = array.array("i", (*stdio, link.fileno(), *sources.for_guest))
+            self._connection.send(*fields, descriptors=descriptors.tobytes())
         if self.terminal is not None:
             self.terminal.close_slave()
         self._await_answer(self._connection)

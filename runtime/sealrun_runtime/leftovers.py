@@ -40,6 +40,12 @@ def enlist(directory: Directory, role: str) -> None:
     directory.append(PROCESSES, f"{role} {pid} {started}")
 
 
+def enlist_other(directory: Directory, role: str, pid: int) -> None:
+    """Add a child of an enlisted process that is none of our programs; it may die a moment later than
+    its parent. Raises OSError."""
+    directory.append(PROCESSES, f"{role} {pid} {start_time(pid)}")
+
+
 def _identity(process: str) -> tuple[int, int]:
     """Pid and start time from /proc/`process`/stat. Raises OSError."""
     file = posix.open(f"/proc/{process}/stat", posix.O_RDONLY | posix.O_CLOEXEC)

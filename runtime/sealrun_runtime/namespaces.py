@@ -1,7 +1,7 @@
 """The system calls of namespaces and mounts that Python 3.11 lacks, by way of ctypes.
 
-Imported by `create`, `run` and `exec` only, and before anything is entered: a process that pivoted cannot import.
-All raise OSError.
+Imported by `create`, `run`, `exec` and the shim only, and before anything is entered: a process that
+pivoted cannot import. All raise OSError.
 """
 
 import ctypes
@@ -26,6 +26,19 @@ MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_SLAVE: Final = 0x80000
 MNT_DETACH: Final = 0x2
+CLONE_FS: Final = 0x200
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
+# linux/fcntl.h, linux/mount.h, and the numbers of the calls, which are those of every architecture
+_AT_FDCWD: Final = -100
+_AT_RECURSIVE: Final = 0x8000
+_AT_EMPTY_PATH: Final = 0x1000
+_OPEN_TREE_CLONE: Final = 0x1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -35,6 +48,15 @@ _libc.mount.argtypes = (
     ctypes.c_ulong,
     ctypes.c_char_p,
 )
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = (
+        ("set", ctypes.c_uint64),
+        ("clear", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("user_namespace", ctypes.c_uint64),
+    )
 
 
 def unshare(flags: int) -> None:
@@ -73,6 +95,50 @@ def pivot_to(root: str) -> None:
     _check(_libc.pivot_root(b".", b"."), root)
     _check(_libc.umount2(b".", MNT_DETACH), root)
     os.chdir("/")
+
+
+def clone_tree(path: str, *, recursive: bool) -> int:
+    """open_tree(2): a mount of what `path` is, mounted nowhere; with the mounts below it if
+    `recursive`. It ends with its descriptor, unless `attach_tree` took it."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    return _call(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags, path=path)
+
+
+def restrict_tree(descriptor: int, attributes: int, *, recursive: bool) -> None:
+    """mount_setattr(2): set attributes of the mount of an open directory or file."""
+    _set_attributes(descriptor, b"", _AT_EMPTY_PATH, attributes, recursive=recursive)
+
+
+def restrict_mount(path: str, attributes: int) -> None:
+    """mount_setattr(2) of the mount at `path`."""
+    _set_attributes(_AT_FDCWD, os.fsencode(path), 0, attributes, recursive=False)
+
+
+def attach_tree(descriptor: int, target: str) -> None:
+    """move_mount(2): mount what `clone_tree` returned."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH
+    _call(_SYS_MOVE_MOUNT, descriptor, b"", _AT_FDCWD, os.fsencode(target), flags, path=target)
+
+
+def detach(path: str) -> None:
+    """umount2(2), lazily and with everything below."""
+    _check(_libc.umount2(os.fsencode(path), MNT_DETACH), path)
+
+
+def _set_attributes(
+    directory: int, path: bytes, flags: int, attributes: int, *, recursive: bool
+) -> None:
+    wanted = _MountAttributes(attributes, 0, 0, 0)
+    flags |= _AT_RECURSIVE if recursive else 0
+    size = ctypes.sizeof(wanted)
+    _call(_SYS_MOUNT_SETATTR, directory, path, flags, ctypes.byref(wanted), size)
+
+
+def _call(number: int, *arguments: object, path: str | None = None) -> int:
+    words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
+    result: int = _libc.syscall(ctypes.c_long(number), *words)
+    _check(min(result, 0), path)
+    return result
 
 
 def _check(result: int, path: str | None = None) -> None:

@@ -23,13 +23,14 @@ import os
 import signal
 import socket
 import termios
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NamedTuple, NoReturn
 
 from sealrun_runtime import namespaces
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import HostError, InvalidRequest, cause
+from sealrun_runtime.sharing import Tree
 
 LINK: Final = 3  # the link's descriptor in the stand-in
 READY: Final = "ready"
@@ -59,10 +60,19 @@ class StandIn(NamedTuple):
     link: socket.socket
 
 
-def start(container: ContainerSpec, terminal: int, enlist: Callable[[], None]) -> StandIn:
+def start(
+    container: ContainerSpec,
+    terminal: int,
+    enlist: Callable[[], None],
+    *,
+    mounts: Sequence[Tree] = (),
+    readonly: bool = False,
+) -> StandIn:
     """Fork a container's stand-in. terminal: the slave of the pseudo-terminal that its session is
-    to control, or NO_TERMINAL. enlist: what it does first. Raises InvalidRequest for a namespace
-    path, HostError."""
+    to control, or NO_TERMINAL. enlist: what it does first. mounts: what it sees where the container
+    does. readonly: nothing else can be changed by those who come to it for the container's files.
+
+    Raises InvalidRequest for a namespace path, HostError."""
     own: set[str] = {one.type for one in container.namespaces if not one.path}
     reports = {} if terminal == NO_TERMINAL else {signal.SIGWINCH: "winch"}
     with _PathNamespaces(container) as entered:
@@ -84,17 +94,8 @@ def start(container: ContainerSpec, terminal: int, enlist: Callable[[], None]) -
             if "uts" in own and container.domainname:
                 namespaces.set_domainname(container.domainname)
 
-        return _start(
-            _Plan(
-                prepare,
-                enlist,
-                enter,
-                reports,
-                terminal,
-                container.rootfs,
-                mount_proc="pid" in own,
-            )
-        )
+        root = _Root(container.rootfs, mounts, mount_proc="pid" in own, readonly=readonly)
+        return _start(_Plan(prepare, enlist, enter, reports, terminal, root))
 
 
 def start_exec(first: int, rootfs: str, terminal: int = NO_TERMINAL) -> StandIn:
@@ -113,7 +114,17 @@ def start_exec(first: int, rootfs: str, terminal: int = NO_TERMINAL) -> StandIn:
             namespaces.setns(first, namespaces.CLONE[kind])
 
     # It is not enlisted: it ends with the container's, whose namespace of pids it is in.
-    return _start(_Plan(prepare, lambda: None, enter, reports, terminal, rootfs, mount_proc=True))
+    root = _Root(rootfs, mount_proc=True)
+    return _start(_Plan(prepare, lambda: None, enter, reports, terminal, root))
+
+
+class _Root(NamedTuple):
+    """What the stand-in is pivoted to."""
+
+    path: str
+    mounts: Sequence[Tree] = ()
+    mount_proc: bool = False
+    readonly: bool = False
 
 
 class _Plan(NamedTuple):
@@ -125,8 +136,7 @@ class _Plan(NamedTuple):
     enter: Callable[[], None]
     reports: Mapping[signal.Signals, str]
     terminal: int
-    rootfs: str
-    mount_proc: bool
+    root: _Root
 
 
 def _start(plan: _Plan) -> StandIn:
@@ -139,8 +149,8 @@ def _start(plan: _Plan) -> StandIn:
                 pid = _fork(lambda: _become(plan, child_end), child_end)
                 undo.callback(_end, pid)
             _expect_ready(link)
-            if plan.rootfs != "/" and os.path.isdir(plan.rootfs):
-                _pivot(pid, plan.rootfs, mount_proc=plan.mount_proc)
+            if plan.root.path != "/" and os.path.isdir(plan.root.path):
+                _pivot(pid, plan.root)
         except OSError as error:
             raise HostError(f"cannot start the stand-in: {cause(error)}") from error
         undo.pop_all()
@@ -267,7 +277,7 @@ def _expect_ready(link: socket.socket) -> None:
     link.settimeout(None)
 
 
-def _pivot(pid: int, rootfs: str, *, mount_proc: bool) -> None:
+def _pivot(pid: int, root: _Root) -> None:
     """Pivot the stand-in's mount namespace, by a child that enters it for that.
 
     What is mounted as proc shows the pid namespace of whoever mounts it: that is a child of the
@@ -277,10 +287,14 @@ def _pivot(pid: int, rootfs: str, *, mount_proc: bool) -> None:
 
     def work() -> None:
         namespaces.setns(process, namespaces.CLONE["mount"])
-        namespaces.pivot_to(rootfs)
-        if mount_proc:
+        namespaces.pivot_to(root.path)
+        for mount in root.mounts:
+            _mount_tree(mount)
+        if root.mount_proc:
             namespaces.setns(process, namespaces.CLONE["pid"])
             os.waitpid(_fork(_mount_proc, report), 0)
+        if root.readonly:
+            namespaces.restrict_mount("/", namespaces.MOUNT_ATTR_RDONLY)
 
     report, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with report, child_end:
@@ -291,7 +305,20 @@ def _pivot(pid: int, rootfs: str, *, mount_proc: bool) -> None:
         if status != 0:
             child_end.close()
             text = report.recv(4096).decode("utf-8", "replace")
-            raise HostError(f"cannot pivot the stand-in to {rootfs}: {text or 'unknown error'}")
+            raise HostError(f"cannot pivot the stand-in to {root.path}: {text or 'unknown error'}")
+
+
+def _mount_tree(tree: Tree) -> None:
+    """`podman cp` looks for the container's files there. Where the mount point is missing and cannot
+    be made, the container has the same trouble, or makes it where nobody outside looks."""
+    os.umask(0o022)
+    with suppress(OSError):
+        if tree.directory:
+            os.makedirs(tree.destination, exist_ok=True)
+        elif not os.path.exists(tree.destination):
+            os.makedirs(os.path.dirname(tree.destination), exist_ok=True)
+            os.close(os.open(tree.destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        namespaces.attach_tree(tree.descriptor, tree.destination)
 
 
 def _mount_proc() -> None:

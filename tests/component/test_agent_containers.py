@@ -118,7 +118,7 @@ def test_a_pull_that_fails(
 def test_a_refused_configuration_is_named_before_anything_is_pulled(host: Host) -> None:
     request = config("sh", mounts=[{"destination": "/data", "type": "bind", "source": "/srv"}])
     text = _failed(host.create(config=request), ErrorCode.SPEC_REFUSED, Phase.START)
-    assert text == "mounts[2]: /data: host directories cannot be shared with the guest yet"
+    assert text == "mounts[2]: /data: the host shares no directory or file for it"
     assert not [message for message in host.seen if isinstance(message, messages.Progress)]
     assert _left_behind(host) == NOTHING
 
@@ -145,11 +145,6 @@ def test_names_and_states(host: Host) -> None:
         assert _failed(answer, ErrorCode.WRONG_STATE, Phase.RUN).endswith("it is stopped")
     answer = host.request(messages.StartContainer, container="c1")
     _failed(answer, ErrorCode.WRONG_STATE, Phase.RUN)
-
-
-def test_a_shared_root_is_refused(host: Host) -> None:
-    answer = host.create("sh", container="c2", **NO_STDIO, share="root")
-    _failed(answer, ErrorCode.SPEC_REFUSED, Phase.START)
 
 
 def test_a_start_that_was_sent_before_the_create_was_answered(host: Host) -> None:
@@ -265,12 +260,12 @@ def test_progress_has_a_bounded_rate(host: Host) -> None:
 
 
 def test_files_hostname_and_shared_memory(host: Host) -> None:
-    binds = ["/etc/hosts", "/etc/hostname", "/run/.containerenv", "/dev/shm"]
+    binds = ["/etc/hosts", "/etc/hostname", "/run/.containerenv", "/dev/shm", "/run/secrets/key"]
     request = config(
         "sh",
         "-c",
         "hostname; cat /etc/hosts /etc/hostname; echo -n >/run/.containerenv || echo ro;"
-        "echo x >/etc/hosts && echo written; grep /dev/shm /proc/mounts",
+        "echo x >/etc/hosts && echo written; ls -ln /run/secrets/key; grep /dev/shm /proc/mounts",
         mounts=[
             {"destination": path, "type": "bind", "source": f"/host{path}", "options": ["bind"]}
             for path in binds
@@ -278,11 +273,16 @@ def test_files_hostname_and_shared_memory(host: Host) -> None:
     )
     document = json.loads(request)
     document["mounts"][4]["options"] = ["ro"]
-    files = {"/etc/hosts": b"10.0.0.1 db\n", "/etc/hostname": b"inside\n", "/etc/passwd": b"evil"}
-    assert host.run(config=json.dumps(document).encode(), files=files) == 0
+    contents = {2: b"10.0.0.1 db\n", 3: b"inside\n", 4: b""}
+    files = {index: messages.File(content=content) for index, content in contents.items()}
+    files[6] = messages.File(content=b"12345", mode=0o440, uid=7, gid=8)
+    size = {"shm_bytes": 1 << 20}
+    assert host.run(config=json.dumps(document).encode(), files=files, **size) == 0
     lines = bytes(host.output[STDOUT]).decode().splitlines()
     assert lines[:5] == ["inside", "10.0.0.1 db", "inside", "ro", "written"]
-    assert lines[5].startswith("shm /dev/shm tmpfs rw,nosuid,nodev,noexec")
+    assert lines[5].split()[:5] == ["-r--r-----", "1", "7", "8", "5"]
+    assert lines[6].startswith("shm /dev/shm tmpfs rw,nosuid,nodev,noexec")
+    assert "size=1024k" in lines[6]
 
 
 def test_the_network_s_sysctl_is_set_in_the_vm(host: Host) -> None:

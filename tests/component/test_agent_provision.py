@@ -30,9 +30,13 @@ document = init_data.parse(text.encode()) if text else init_data.ABSENT
 images = RegistryImages(Policy(document, tee), directory)
 order = Order("c1", reference, (hint,) if hint else (), dial_directly,
               lambda phase, text, done, total: phases.append(phase.value))
+if reference.startswith("/"):
+    order = order._replace(reference="", directory=reference, readonly=hint == "ro")
 try:
     rootfs = images.prepare(order)
     print("digest", rootfs.image_digest)
+    if reference.startswith("/"):
+        open(f"{rootfs.path}/written", "w").close()
     print("files", " ".join(sorted(os.listdir(rootfs.path))))
     images.release("c1")
     print("left", os.path.ismount(rootfs.path), os.listdir(f"{directory}/containers"))
@@ -146,3 +150,16 @@ def test_an_encrypted_image_without_a_broker(tmp_path: Path, workload: Workload)
     )
     said = _prepare(tmp_path, workload.encrypted, text.encode())
     assert said["failed"] == "attest broker-not-configured"
+
+
+@pytest.mark.parametrize("access", ["rw", "ro"])
+def test_a_root_that_the_host_shares_and_one_that_stays_as_it_is(
+    tmp_path: Path, access: str
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "file").touch()
+    said = _prepare(tmp_path, str(shared), b"", hint=access)
+    assert said["files"] == "file written"
+    assert (said["digest"], said["phases"], said["left"]) == ("", "", "False []")
+    assert (shared / "written").exists() == (access == "rw")

@@ -170,7 +170,7 @@ def test_the_tree_is_that_of_umoci(
     assert registries.push(layout, plain_registry, "compare/plain:1") == digest
     image = puller(f"{plain_registry.address}/compare/plain:1", trusting(plain_registry))
     assert image.digest == digest
-    rootfs = Path(puller.store.mount(image, "one"))
+    rootfs = Path(puller.store.mount(image.layers, "one"))
     assert_same(rootfs, unpacked_by_umoci(layout, tmp_path / "bundle"))
     # The union must not depend on what overlayfs does with inode numbers of its lower layers.
     assert (rootfs / "usr/bin/su").stat().st_ino == (rootfs / "usr/bin/su-link").stat().st_ino
@@ -211,7 +211,7 @@ def test_an_encrypted_image(
     image = puller(f"{plain_registry.address}/sealed/one:1", trusting(plain_registry))
     assert image.digest == digest
     assert puller.keys_asked == 1
-    rootfs = Path(puller.store.mount(image, "one"))
+    rootfs = Path(puller.store.mount(image.layers, "one"))
     assert_same(rootfs, unpacked_by_umoci(layout, tmp_path / "bundle"))
     puller.store.unmount("one")
     assert image.config.config is not None

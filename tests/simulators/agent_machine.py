@@ -1,8 +1,8 @@
 """The real agent as PID 1 of namespaces instead of a VM: real channel, real crun, real containers.
 
 Started by fixtures/agent.py, as root, under `unshare` with namespaces of its own for pids, mounts,
-network, IPC, UTS and cgroups. Its arguments: the descriptor of the byte stream, and the kind of TEE
-to claim. What differs from a VM: the clock is left alone, and images come from busybox instead of a
+network, IPC, UTS and cgroups. Its arguments: the descriptor of the byte stream, the kind of TEE
+to claim, and the directory that takes the place of what a host shares. What differs from a VM: the clock is left alone, and images come from busybox instead of a
 registry. The reference, without "registry.test/" before it and ":1" behind it, chooses what the
 simulated pull does:
 
@@ -25,6 +25,7 @@ from sealrun_agent.container.surroundings import Order, Rootfs
 from sealrun_agent.errors import AttestError, DialFailed, PullError, VerifyError
 from sealrun_agent.policy import Policy
 from sealrun_agent.service import Machine, serve
+from sealrun_agent.shared_tree import SharedTree
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.init_data import InitData
 
@@ -66,6 +67,8 @@ class BusyboxImages:
 
     def prepare(self, order: Order) -> Rootfs:
         """See the module's docstring."""
+        if order.directory:
+            return Rootfs(order.directory, "")
         order.progress(Phase.PULL, f"pulling {order.reference}", 0, 100)
         fetched = b""
         match order.reference.removeprefix("registry.test/").removesuffix(":1").split("/"):
@@ -144,6 +147,13 @@ def check_init_data(init_data: InitData) -> None:
         raise AttestError(ErrorCode.INIT_DATA_MISMATCH, "the init-data is not the VM's")
 
 
+def mount_shared(target: str) -> None:
+    """What is a virtio-fs device in a VM: a directory of the test's."""
+    bind, recursive = 0x1000, 0x4000
+    if _LIBC.mount(sys.argv[3].encode(), target.encode(), None, bind | recursive, None) != 0:
+        raise OSError(ctypes.get_errno(), "the VM has no such device")
+
+
 def main() -> None:
     """Set up what a VM would have, serve, and end as a VM does: with everything in it."""
     os.umask(0o022)
@@ -160,6 +170,7 @@ def main() -> None:
         set_hostname=socket.sethostname,
         set_clock=lambda _nanoseconds: None,
         images=BusyboxImages,
+        shares=SharedTree(f"{DIRECTORY}/host", mount_shared),
     )
     serve(int(sys.argv[1]), machine)
     print("the agent has ended", file=sys.stderr)

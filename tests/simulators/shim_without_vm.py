@@ -16,7 +16,7 @@ sys.path[:0] = [f"{_ROOT}/{room}" for room in ("runtime", "vmm", "guest-agent")]
 sys.path += [f"{_ROOT}/build/venv/lib/{_VERSION}/site-packages", f"{_ROOT}/site-packages"]
 
 from sealrun_runtime.handover import Handover  # noqa: E402
-from sealrun_runtime.shim import shared_root  # noqa: E402
+from sealrun_runtime.shim import shared_tree  # noqa: E402
 from sealrun_runtime.shim.machine import Plan  # noqa: E402
 from sealrun_runtime.shim.main import main  # noqa: E402
 from sealrun_vmm.driver import DriverName, MachineExit  # noqa: E402
@@ -70,7 +70,7 @@ def plan(handover: Handover) -> Plan:
         kernel="/none",
         initrd="/none",
         cmdline="",
-        shares=shared_root.shares(handover, Tee.NONE),
+        shares=shared_tree.device(handover, Tee.NONE),
     )
     return Plan(DriverName.QEMU, SleepingDriver(), spec)
 

@@ -40,7 +40,8 @@ class Guest:
                 group.mkdir()
                 command = ["sh", "-c", _ENTER, str(group / "cgroup.procs")]
                 command += ["unshare", *_NAMESPACES.split(), sys.executable, program]
-                self._process = _start([*command, str(channel.fileno()), "none"], channel.fileno())
+                command += [str(channel.fileno()), "none", ""]
+                self._process = _start(command, channel.fileno())
         else:
             self._process = _start(["/bin/sleep", "1000"])
         self.pidfd = os.pidfd_open(self._process.pid)

@@ -6,10 +6,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 from sealrun_protocol.errors import ErrorCode
+from sealrun_protocol.messages import File
 
 from sealrun_agent.container.cgroup import path_of
 from sealrun_agent.container.runtime_spec import Resources
-from sealrun_agent.container.spec import Accepted, render
+from sealrun_agent.container.spec import Accepted, Places, render
 from sealrun_agent.errors import StartError
 
 _CONTAINER_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
@@ -37,18 +38,21 @@ class Bundle(NamedTuple):
         return f"{self.directory}/crun.log"
 
 
-def write_bundle(parent: str, container: str, accepted: Accepted, rootfs: str) -> Bundle:
-    """Make `parent`/`container` with config.json and the prepared files.
+def write_bundle(
+    parent: str, container: str, accepted: Accepted, rootfs: str, share: str
+) -> Bundle:
+    """Make `parent`/`container` with config.json and the copied files. share: directory of what the
+    host shares for this container.
 
     Raises StartError(RUNTIME_FAILED) where the file system does not take them."""
     bundle = Bundle(container, f"{parent}/{container}")
     files = f"{bundle.directory}/files"
-    config = render(accepted, rootfs=rootfs, files_dir=files, cgroup=path_of(container))
+    config = render(accepted, Places(rootfs, files, share, path_of(container)))
     try:
         os.makedirs(files, mode=0o700)
-        _write(f"{bundle.directory}/config.json", config, 0o600)
-        for name, content in accepted.files.items():
-            _write(f"{files}/{name}", content, 0o644)
+        _write(f"{bundle.directory}/config.json", File(content=config, mode=0o600))
+        for name, file in accepted.files.items():
+            _write(f"{files}/{name}", file)
     except OSError as error:
         remove_bundle(bundle)
         raise StartError(
@@ -107,7 +111,8 @@ def set_network_sysctl(settings: dict[str, str], proc: str = "/proc/sys") -> Non
             ) from error
 
 
-def _write(path: str, content: bytes, mode: int) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)  # whatever the umask says
+def _write(path: str, file: File) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(file.content)
+        os.fchown(stream.fileno(), file.uid, file.gid)
+        os.fchmod(stream.fileno(), file.mode)  # whatever the umask says

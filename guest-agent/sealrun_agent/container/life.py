@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import Final, NamedTuple
 
-from sealrun_protocol import messages
+from sealrun_protocol import messages, share
 from sealrun_protocol.errors import ErrorCode, Phase
 
 from sealrun_agent.container import bundle, spec
@@ -29,7 +29,7 @@ from sealrun_agent.container.statistics import read_statistics
 from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Order, Success, Surroundings
 from sealrun_agent.container.worker import Worker
-from sealrun_agent.container.workload import check_hooks, may_execute, restrict
+from sealrun_agent.container.workload import check_hooks, check_shares, may_execute, restrict
 from sealrun_agent.errors import AgentError, RunError, StartError
 from sealrun_agent.processes import Child
 
@@ -192,7 +192,10 @@ class Container:
             always.callback(self._stdio.close_theirs)
             accepted = spec.accept(request)
             check_hooks(accepted.spec, here.tenant)
-            rootfs = here.images.prepare(self._order(request))
+            check_shares(accepted.shared, here.tenant, root=request.shared_root)
+            place = self._take_shares(request)
+            undo.callback(here.shares.release, name)
+            rootfs = here.images.prepare(self._order(request, place, accepted))
             undo.callback(here.images.release, name)
             if here.tenant is not None and rootfs.program is not None:
                 restricted = restrict(accepted.spec, rootfs.program, here.tenant)
@@ -200,7 +203,7 @@ class Container:
             self._progress(Phase.START, "creating the container", 0, 0)
             bundle.make_device_directory(accepted, rootfs.path)
             bundle.set_network_sysctl(accepted.network_sysctl)
-            files = bundle.write_bundle(here.directory, name, accepted, rootfs.path)
+            files = bundle.write_bundle(here.directory, name, accepted, rootfs.path, place)
             undo.callback(bundle.remove_bundle, files)
             undo.callback(self._delete_from_crun, files)
             console = None
@@ -222,13 +225,23 @@ class Container:
         self._left = _Made(files, init, master, rootfs.image_digest)
         return self._left
 
-    def _order(self, request: messages.CreateContainer) -> Order:
+    def _take_shares(self, request: messages.CreateContainer) -> str:
+        """The directory of what the host shares; empty where that is nothing. Raises StartError."""
+        names = [share.ROOT] if request.shared_root else []
+        names += map(str, dict.fromkeys(request.shared_mounts))
+        return self._here.shares.take(self._id, names) if names else ""
+
+    def _order(
+        self, request: messages.CreateContainer, place: str, accepted: spec.Accepted
+    ) -> Order:
         return Order(
             self._id,
             request.image,
             request.insecure_registries,
             self._here.tunnels.dialler(self._id),
             self._progress,
+            directory=f"{place}/{share.ROOT}" if request.shared_root else "",
+            readonly=accepted.spec.root.readonly,
         )
 
     def _created(self, result: _Made | AgentError, answer: Answer) -> None:
@@ -254,6 +267,7 @@ class Container:
         left.init.wait(_DEATH_SECONDS)
         with ExitStack() as stack:  # the later steps also where an earlier one fails
             stack.callback(bundle.remove_bundle, left.bundle)
+            stack.callback(self._here.shares.release, self._id)
             stack.callback(self._here.images.release, self._id)
             self._here.crun.delete(left.bundle)
 

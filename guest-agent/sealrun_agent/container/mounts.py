@@ -1,34 +1,30 @@
 """What becomes of the mounts of the host's config.json.
 
     proc sysfs mqueue tmpfs devpts cgroup   mounted in the guest, with known options only
-    /etc/hosts /etc/hostname /etc/resolv.conf /run/.containerenv
-                                            a file that the guest writes: the content is what the
-                                            host sent with the request, empty where it sent none
-    /dev/shm (from the host)                a tmpfs of the guest. Its size is the VM's memory:
-                                            --shm-size stands in the host's mount, not in config.json
+    a bind whose source the host sent       a copy: hosts, hostname, resolv.conf, secrets
+    a bind whose source the host shares     that directory or file, live
+    /dev/shm (from the host)                a tmpfs of the guest, of the size that the host says
     /proc /sys /sys/fs/cgroup /dev/mqueue /dev/pts (the host's own, at the same place)
                                             the guest's own of that kind: --network=host, --ipc=host
-    any other directory of the host         refused
+    any other bind                          refused
 
 Mounts keep their order. Sources are the guest's own, whatever the host wrote there. Where config.json
 has no mounts at all, the file systems that config-linux.md says should be there are mounted.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+from sealrun_protocol import limits
 
 from sealrun_agent.container.runtime_spec import Mount, refused
 
-PREPARED_FILES: Final = {
-    "/etc/hosts": "hosts",
-    "/etc/hostname": "hostname",
-    "/etc/resolv.conf": "resolv.conf",
-    "/run/.containerenv": "containerenv",
-}
-"""Destination in the container, name of the file in the bundle's `files` directory."""
+COPY: Final = "copy"
+SHARE: Final = "share"
+"""What stands before the index in the source of an accepted bind, until the places are known."""
 
-_ENGINE_INIT: Final = "/run/podman-init"
 _BIND: Final = frozenset({"bind", "rbind"})
 _FLAGS: Final = re.compile(
     r"defaults|r?(ro|rw|sync|async|dirsync)|r?(no)?(suid|dev|exec|atime|diratime|relatime|strictatime|mand)"
@@ -55,9 +51,12 @@ _KERNEL_S: Final = {
 _SHARED_MEMORY: Final = Mount(
     "/dev/shm", "tmpfs", "shm", ("nosuid", "noexec", "nodev", "mode=1777")
 )
+_DEVICES: Final = Mount(
+    "/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")
+)
 _DEFAULT: Final = (
     Mount("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
-    Mount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
+    _DEVICES,
     Mount("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666")),
     _SHARED_MEMORY,
     Mount("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
@@ -65,20 +64,44 @@ _DEFAULT: Final = (
 )
 
 
-def accept_mounts(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
-    """The mounts that crun gets, at least one. The source of a prepared file is its name in
-    PREPARED_FILES, still without a directory. Raises StartError(SPEC_REFUSED)."""
+class Sources(NamedTuple):
+    """Where the host says that the binds of a container come from: indices of its mounts. shm_bytes:
+    the size of /dev/shm, 0 where it is not said."""
+
+    copied: Collection[int] = ()
+    shared: Collection[int] = ()
+    shm_bytes: int = 0
+
+
+def accept_mounts(
+    mounts: Sequence[Mount], sources: Sources, *, shared_root: bool
+) -> tuple[Mount, ...]:
+    """The mounts that crun gets, at least one. The source of a bind is still `copy/N` or `share/N`.
+    Raises StartError(SPEC_REFUSED)."""
+    if len(sources.shared) > limits.SHARES:
+        raise refused("mounts", f"more than {limits.SHARES} are directories of the host")
+    for index in {*sources.copied, *sources.shared}:
+        if index in sources.copied and index in sources.shared:
+            raise refused(f"mounts[{index}]", "two sources were sent for it")
+        if not 0 <= index < len(mounts):
+            raise refused(f"mounts[{index}]", "there is no such mount, but a source for it")
     if not mounts:
         return _DEFAULT
-    return tuple(_accept(f"mounts[{index}]", mount) for index, mount in enumerate(mounts))
+    accepted = tuple(
+        _accept(f"mounts[{index}]", index, mount, sources) for index, mount in enumerate(mounts)
+    )
+    if shared_root and not any(mount.destination.rstrip("/") == "/dev" for mount in accepted):
+        # crun would make the device nodes in the root itself, and no host takes a guest's.
+        return (_DEVICES, *accepted)
+    return accepted
 
 
-def is_prepared_file(mount: Mount) -> bool:
-    """Whether an accepted mount's source is a file that the guest writes."""
+def is_bind(mount: Mount) -> bool:
+    """Whether an accepted mount's source is `copy/N` or `share/N`."""
     return mount.type == "bind"
 
 
-def _accept(path: str, mount: Mount) -> Mount:
+def _accept(path: str, index: int, mount: Mount, sources: Sources) -> Mount:
     # The specification, since 1.2: a relative one is relative to the root.
     destination = mount.destination if mount.destination[:1] == "/" else f"/{mount.destination}"
     check_absolute(f"{path}.destination", destination)
@@ -87,32 +110,40 @@ def _accept(path: str, mount: Mount) -> Mount:
     options = mount.options or ()
     if mount.type == "bind" or (mount.type in {"", "none"} and _BIND.intersection(options)):
         if mount.source != destination or destination not in _KERNEL_S:
-            return _accept_bind(path, destination, options)
+            return _accept_bind(path, index, destination, options, sources)
         options = tuple(option for option in options if option not in _BIND)
         mount = Mount(destination, _KERNEL_S[destination], "", options)
+    if index in sources.copied or index in sources.shared:
+        raise refused(path, "a source was sent for what is no bind")
     kind = "cgroup" if mount.type == "cgroup2" else mount.type
     known = _KINDS.get(kind)
     if known is None:
         raise refused(f"{path}.type", f"a mount of type {kind!a} is not supported in the guest")
-    for index, option in enumerate(options):
+    for position, option in enumerate(options):
         if not _FLAGS.fullmatch(option) and not known.fullmatch(option):
-            raise refused(f"{path}.options[{index}]", f"option {option!a} is not accepted")
+            raise refused(f"{path}.options[{position}]", f"option {option!a} is not accepted")
     return Mount(destination, kind, kind, options)
 
 
-def _accept_bind(path: str, destination: str, options: Sequence[str]) -> Mount:
-    if destination == "/dev/shm":
-        return _SHARED_MEMORY
-    name = PREPARED_FILES.get(destination)
-    if name is not None:
+def _accept_bind(
+    path: str, index: int, destination: str, options: Sequence[str], sources: Sources
+) -> Mount:
+    if index in sources.copied:
         access = "ro" if "ro" in options else "rw"
-        return Mount(destination, "bind", name, ("bind", "nosuid", "nodev", "noexec", access))
-    if destination == _ENGINE_INIT:
-        raise refused(
-            path, f"{destination}: the engine's init program (--init) is a file of the host, "
-            "and the guest does not run the host's programs"
-        )  # fmt: skip
-    raise refused(path, f"{destination}: host directories cannot be shared with the guest yet")
+        flags = ("bind", "nosuid", "nodev", "noexec", access)
+        return Mount(destination, "bind", f"{COPY}/{index}", flags)
+    if destination == "/dev/shm":
+        size = (f"size={sources.shm_bytes}",) if sources.shm_bytes > 0 else ()
+        return msgspec.structs.replace(
+            _SHARED_MEMORY, options=(*(_SHARED_MEMORY.options or ()), *size)
+        )
+    if index not in sources.shared:
+        raise refused(path, f"{destination}: the host shares no directory or file for it")
+    for position, option in enumerate(options):
+        if not (_FLAGS.fullmatch(option) or option in _BIND):
+            raise refused(f"{path}.options[{position}]", f"option {option!a} is not accepted")
+    kept = (option for option in options if option not in _BIND)
+    return Mount(destination, "bind", f"{SHARE}/{index}", ("rbind", *kept))
 
 
 def check_absolute(path: str, value: str) -> None:

@@ -8,7 +8,8 @@ with the reason:
 - prestart, createRuntime, poststart and poststop hooks are left out: the host runs them. createContainer
   and startContainer hooks run here, where the tenant allows them (workload.py).
 - annotations are left out: crun obeys some of them (run.oci.*).
-- root.path is the host's and means nothing here; the image's root file system stands in its place.
+- root.path is the host's and means nothing here; the root file system of the image, or the one that
+  the host shares, stands in its place.
 - strings with NUL (crun reads C strings) are refused.
 
 Texts name the place as JSON path: `process.args[0]: expected str, got int`.
@@ -23,16 +24,19 @@ from sealrun_protocol import limits, messages
 from sealrun_agent.container import process
 from sealrun_agent.container.linux import accept_linux
 from sealrun_agent.container.mounts import (
-    PREPARED_FILES,
+    COPY,
+    SHARE,
+    Sources,
     accept_mounts,
     check_absolute,
-    is_prepared_file,
+    is_bind,
 )
 from sealrun_agent.container.reading import check_for_c, read
-from sealrun_agent.container.runtime_spec import Hooks, Root, Spec, refused
+from sealrun_agent.container.runtime_spec import Hooks, Mount, Root, Spec, refused
 
 _VERSION: Final = "1.0.2"
 _NAME_BYTES: Final = 64  # HOST_NAME_MAX, and the kernel's __NEW_UTS_LEN
+_IDS: Final = range(2**32 - 1)  # of users and groups
 
 _encoder = msgspec.json.Encoder()
 
@@ -40,19 +44,19 @@ _encoder = msgspec.json.Encoder()
 class Accepted(NamedTuple):
     """A container that the guest is willing to run.
 
-    files: content of what the bundle's `files` directory holds, by name there.
+    files: what the bundle's `files` directory holds, by name there.
+    shared: where in the container something is mounted that the host shares.
     network_sysctl: to be set in the VM's network namespace, by name with dots.
     """
 
     spec: Spec
-    files: dict[str, bytes]
+    files: dict[str, messages.File]
+    shared: tuple[str, ...]
     network_sysctl: dict[str, str]
 
 
 def accept(request: messages.CreateContainer) -> Accepted:
-    """Read and check. Files of the request are unused where its config does not mount them.
-
-    Raises StartError(SPEC_REFUSED)."""
+    """Read and check. Raises StartError(SPEC_REFUSED)."""
     given = read(request.config, Spec, "")
     if not given.ociVersion.startswith("1."):
         raise refused("ociVersion", f"{given.ociVersion!a} is not 1.x")
@@ -60,7 +64,8 @@ def accept(request: messages.CreateContainer) -> Accepted:
         if len(getattr(given, name).encode()) > _NAME_BYTES:
             raise refused(name, f"it is longer than {_NAME_BYTES} bytes")
     linux = accept_linux(given.linux)
-    mounts = accept_mounts(given.mounts or ())
+    sources = Sources(request.files, request.shared_mounts, request.shm_bytes)
+    mounts = accept_mounts(given.mounts or (), sources, shared_root=request.shared_root)
     spec = Spec(
         ociVersion=_VERSION,
         process=process.accept(given.process, request, "process"),
@@ -72,25 +77,42 @@ def accept(request: messages.CreateContainer) -> Accepted:
         hooks=_accept_hooks(given.hooks or Hooks()),
     )
     check_for_c("", spec)
-    return Accepted(spec, _prepared(spec, request.files), linux.network_sysctl)
-
-
-def render(accepted: Accepted, *, rootfs: str, files_dir: str, cgroup: str) -> bytes:
-    """The config.json that crun gets. rootfs, files_dir: absolute paths in the guest.
-    cgroup: below the root of the cgroup file system, starting with a slash."""
-    spec = accepted.spec
-    mounts = tuple(
-        msgspec.structs.replace(mount, source=f"{files_dir}/{mount.source}")
-        if is_prepared_file(mount)
-        else mount
-        for mount in spec.mounts or ()
+    return Accepted(
+        spec,
+        _checked(request.files),
+        tuple(mount.destination for mount in mounts if mount.source.startswith(f"{SHARE}/")),
+        linux.network_sysctl,
     )
+
+
+class Places(NamedTuple):
+    """Absolute paths in the guest that take the place of the host's. files: directory of copies.
+    share: directory of what the host shares for this container. cgroup: below the root of the cgroup
+    file system, starting with a slash."""
+
+    rootfs: str
+    files: str
+    share: str
+    cgroup: str
+
+
+def render(accepted: Accepted, places: Places) -> bytes:
+    """The config.json that crun gets."""
+    spec = accepted.spec
+    directories = {COPY: places.files, SHARE: places.share}
+
+    def placed(mount: Mount) -> Mount:
+        if not is_bind(mount):
+            return mount
+        kind, _, index = mount.source.partition("/")
+        return msgspec.structs.replace(mount, source=f"{directories[kind]}/{index}")
+
     return _encoder.encode(
         msgspec.structs.replace(
             spec,
-            root=Root(path=rootfs, readonly=spec.root.readonly),
-            mounts=mounts or None,
-            linux=msgspec.structs.replace(spec.linux, cgroupsPath=cgroup),
+            root=Root(path=places.rootfs, readonly=spec.root.readonly),
+            mounts=tuple(map(placed, spec.mounts or ())),
+            linux=msgspec.structs.replace(spec.linux, cgroupsPath=places.cgroup),
         )
     )
 
@@ -105,11 +127,10 @@ def _accept_hooks(given: Hooks) -> Hooks | None:
     return Hooks(createContainer=given.createContainer, startContainer=given.startContainer)
 
 
-def _prepared(spec: Spec, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    prepared = {}
-    for mount in filter(is_prepared_file, spec.mounts or ()):
-        content = files.get(mount.destination, b"")
-        if len(content) > limits.FILE_BYTES:
-            raise refused(f"files[{mount.destination}]", f"longer than {limits.FILE_BYTES} bytes")
-        prepared[PREPARED_FILES[mount.destination]] = content
-    return prepared
+def _checked(files: Mapping[int, messages.File]) -> dict[str, messages.File]:
+    for index, file in files.items():
+        if len(file.content) > limits.FILE_BYTES:
+            raise refused(f"mounts[{index}]", f"its file is longer than {limits.FILE_BYTES} bytes")
+        if not 0 <= file.mode <= 0o777 or not (file.uid in _IDS and file.gid in _IDS):
+            raise refused(f"mounts[{index}]", "its file's mode or owner is none")
+    return {str(index): file for index, file in files.items()}

@@ -1,14 +1,13 @@
 """What containers and their programs need of the sandbox around them, and give back to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
-from sealrun_protocol import init_data
 from sealrun_protocol.errors import Phase
 
 from sealrun_agent.container.crun import Crun
 from sealrun_agent.container.worker import Attempt
-from sealrun_agent.container.workload import Program
+from sealrun_agent.container.workload import Program, Tenant
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import AgentError
 from sealrun_agent.loop import Loop
@@ -30,7 +29,8 @@ Answer = Callable[[AgentError | Success], None]
 
 
 class Order(NamedTuple):
-    """What a container needs an image for. progress: (phase, text, done bytes, total bytes); it
+    """What a container needs for a root file system. directory: where it is, if the host shares it;
+    else it is that of the image `reference`. progress: (phase, text, done bytes, total bytes); it
     raises AgentError where the container is not wanted any more. dial: for registry and broker."""
 
     container: str
@@ -38,6 +38,8 @@ class Order(NamedTuple):
     insecure_registries: tuple[str, ...]
     dial: Dial
     progress: Callable[[Phase, str, int, int], None]
+    directory: str = ""
+    readonly: bool = False
 
 
 class Rootfs(NamedTuple):
@@ -53,15 +55,27 @@ class Images(Protocol):
     """Where root file systems come from. Called by workers."""
 
     def prepare(self, order: Order) -> Rootfs:
-        """Pull, check and mount. Raises AgentError, and leaves nothing behind then."""
+        """Pull, check and mount, or take what the host shares. Raises AgentError, and leaves nothing
+        behind then."""
 
     def release(self, container: str) -> None:
         """Unmount and remove; nothing where it was not prepared. Raises AgentError."""
 
 
+class Shares(Protocol):
+    """What the host shares with the sandbox. Called by workers."""
+
+    def take(self, container: str, names: Iterable[str]) -> str:
+        """The directory in which each name of a container's is what the host shares by it. Raises
+        StartError, and leaves nothing behind then."""
+
+    def release(self, container: str) -> None:
+        """Let go of it; nothing where it was not taken. Raises StartError."""
+
+
 class Surroundings(NamedTuple):
-    """What all containers of the sandbox share. directory: for bundles. tenant: what may run, None
-    where no tenant asked for protection.
+    """What all containers of the sandbox have in common. directory: for bundles. tenant: None where
+    no tenant asked for protection.
 
     progress: (container, phase, text, done bytes, total bytes), any thread."""
 
@@ -70,8 +84,9 @@ class Surroundings(NamedTuple):
     tunnels: Tunnels
     crun: Crun
     images: Images
+    shares: Shares
     directory: str
     post: Post
     progress: Callable[[str, Phase, str, int, int], None]
     attempt: Attempt
-    tenant: init_data.Container | None = None
+    tenant: Tenant | None = None

@@ -9,7 +9,8 @@ there is an init-data, unless its [container] says `insecure_any_process`:
   `container`, which engines always set; its PATH and HOME give way to the image's or the usual ones;
 - user and directory: the image's, whatever the host says;
 - mounts: where engines always mount something of the kernel's or empty, or a file that the host
-  prepares (names of hosts), and nowhere else: a mount can hide a file of the image;
+  prepares (names of hosts, secrets), and where `[host]` says `insecure_shared_directories`, and
+  nowhere else: a mount can hide a file of the image;
 - later programs (exec): only with `allow_exec`.
 
 Hooks that run in the guest (createContainer, startContainer) are programs of the host's choice with the
@@ -40,6 +41,7 @@ _MOUNT_POINTS: Final = frozenset(
         *("/tmp", "/run", "/var/tmp"),  # empty ones, for a root that is read only
     )
 )
+_SECRETS: Final = "/run/secrets/"
 
 
 class Program(NamedTuple):
@@ -53,16 +55,38 @@ class Program(NamedTuple):
     groups: tuple[int, ...]
 
 
-def restrict(spec: Spec, program: Program, wishes: init_data.Container) -> Spec:
+class Tenant(NamedTuple):
+    """Who asked for protection. container: what may run. host: what is left to the host."""
+
+    container: init_data.Container
+    host: init_data.Host
+
+
+def check_shares(shared: Iterable[str], tenant: Tenant | None, *, root: bool) -> None:
+    """What a container gets from the host. shared: where the host's directories and files are
+    mounted. root: whether its root file system is one of them. Raises StartError(POLICY_DENIED)."""
+    if tenant is None:
+        return
+    if root and not tenant.host.insecure_shared_root:
+        raise _denied("root", "it is a directory of the host", "[host]")
+    for destination in shared:
+        if not tenant.host.may_share_at(destination):
+            raise _denied("mounts", f"{destination!a:.300} is a directory of the host", "[host]")
+
+
+def restrict(spec: Spec, program: Program, tenant: Tenant) -> Spec:
     """The spec with the tenant's process. Raises StartError(POLICY_DENIED)."""
+    wishes = tenant.container
     if wishes.insecure_any_process:
         return spec
     given = spec.process
     if given.args not in (program.args, *wishes.commands):
         raise _denied("process.args", f"{list(given.args)!a:.300} is not the image's own program")
     for index, mount in enumerate(spec.mounts or ()):
-        if mount.destination not in _MOUNT_POINTS:
-            raise _denied(f"mounts[{index}]", f"nothing may be mounted at {mount.destination!a}")
+        place = mount.destination
+        known = place in _MOUNT_POINTS or place.startswith(_SECRETS)
+        if not known and not tenant.host.may_share_at(place):
+            raise _denied(f"mounts[{index}]", f"nothing may be mounted at {place!a}")
     process = msgspec.structs.replace(
         given,
         env=_environment(given, program, wishes.environment),
@@ -77,10 +101,10 @@ def restrict(spec: Spec, program: Program, wishes: init_data.Container) -> Spec:
     return msgspec.structs.replace(spec, process=process)
 
 
-def check_hooks(spec: Spec, tenant: init_data.Container | None) -> None:
+def check_hooks(spec: Spec, tenant: Tenant | None) -> None:
     """Raises StartError(POLICY_DENIED)."""
-    allowed = tenant.hooks if tenant is not None else ()
-    names = tenant.environment if tenant is not None else ()
+    allowed = tenant.container.hooks if tenant is not None else ()
+    names = tenant.container.environment if tenant is not None else ()
     given = spec.hooks or Hooks()
     for kind in ("createContainer", "startContainer"):
         for index, hook in enumerate(getattr(given, kind) or ()):
@@ -94,9 +118,11 @@ def check_hooks(spec: Spec, tenant: init_data.Container | None) -> None:
                     raise _denied(f"{path}.env[{number}]", f"the host may not set {name!a}")
 
 
-def may_execute(tenant: init_data.Container | None) -> bool:
+def may_execute(tenant: Tenant | None) -> bool:
     """Whether the host may run further programs in a container."""
-    return tenant is None or tenant.allow_exec or tenant.insecure_any_process
+    if tenant is None:
+        return True
+    return tenant.container.allow_exec or tenant.container.insecure_any_process
 
 
 def _environment(given: Process, program: Program, allowed: Iterable[str]) -> tuple[str, ...]:
@@ -122,8 +148,6 @@ def _matches(pattern: str, name: str) -> bool:
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 
-def _denied(path: str, why: str) -> StartError:
-    return StartError(
-        ErrorCode.POLICY_DENIED,
-        f"{path}: {why}, and [container] of the init-data does not allow it",
-    )
+def _denied(path: str, why: str, section: str = "[container]") -> StartError:
+    text = f"{path}: {why}, and {section} of the init-data does not allow it"
+    return StartError(ErrorCode.POLICY_DENIED, text)

@@ -102,9 +102,9 @@ class Store:
             held.callback(_remove, self._staging, name)
             yield Claim(self._layers, staging, chain_ids)
 
-    def mount(self, image: Image, container: str) -> str:
-        """Mount a writable root file system for a container; the directory. Raises
-        StartError(RUNTIME_FAILED)."""
+    def mount(self, layers: Sequence[str], container: str) -> str:
+        """Mount a writable root file system for a container, over directories that stay as they are,
+        lowest first; its directory. Raises StartError(RUNTIME_FAILED)."""
         base = os.path.join(self._containers, _checked(container))
         try:
             os.mkdir(base, 0o700)
@@ -113,7 +113,7 @@ class Store:
                 ErrorCode.CONTAINER_EXISTS, f"container {container} has a root file system already"
             ) from None
         try:
-            return _mounted(image, base)
+            return _mounted(layers, base)
         except OSError as error:
             _remove(self._containers, container)
             raise StartError(
@@ -142,14 +142,14 @@ class Store:
             ) from error
 
 
-def _mounted(image: Image, base: str) -> str:
+def _mounted(layers: Sequence[str], base: str) -> str:
     """Make the directories of a container and mount its overlay."""
     rootfs, upper, lower, empty = (
         os.path.join(base, name) for name in ("rootfs", "upper", "lower", "empty")
     )
     for directory in (rootfs, upper, lower, empty, os.path.join(base, "work")):
         os.mkdir(directory, 0o755)
-    shown = _visible(image.layers) or (empty,)
+    shown = _visible(layers) or (empty,)
     for number, layer in enumerate(shown):
         os.symlink(layer, os.path.join(lower, str(number)))
     # The root directory of the union is that of the upper layer, metadata included.

@@ -11,7 +11,10 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_IN_ROOT: Final = 0x10
 CLONE_FS: Final = 0x200
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
 MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
 
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 _EAGAIN_ATTEMPTS: Final = 16

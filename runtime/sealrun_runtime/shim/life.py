@@ -19,12 +19,13 @@ from sealrun_runtime import leftovers
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import cgroup as cgroups
 from sealrun_runtime.shim import log as logging
-from sealrun_runtime.shim import shared_root, tpm
+from sealrun_runtime.shim import tpm
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.machine import Launched, Planner
+from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.store import Directory
 
 if TYPE_CHECKING:
@@ -112,11 +113,13 @@ def _expect_trouble(sandbox: "Sandbox") -> None:
 async def _launch(handover: Handover, directory: Directory, planner: Planner) -> Launched:
     """Raises ShimError."""
     attendants: list[Attendant] = []
+    tree = None
     try:
         name, driver, spec = planner(handover)
         channel = _listen(spec.channel)
         for share in spec.shares:
-            attendants.append(shared_root.serve(handover, share, directory))  # noqa: PERF401
+            tree = SharedTree.serve(share.socket, directory)
+            attendants.append(tree.server)
         if spec.tpm:
             attendants.append(tpm.serve(handover.config.vm, spec.tpm, directory))
         machine = await driver.launch(
@@ -129,7 +132,7 @@ async def _launch(handover: Handover, directory: Directory, planner: Planner) ->
     log.info("launched the VM, pid %d", machine.pid)
     # Only now: the VMM would inherit it.
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
-    return Launched(name.value, machine, spec, channel, tuple(attendants))
+    return Launched(name.value, machine, spec, channel, tuple(attendants), tree)
 
 
 async def _dismiss(attendants: list[Attendant]) -> None:

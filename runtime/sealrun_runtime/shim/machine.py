@@ -13,19 +13,21 @@ from sealrun_vmm.tee.launch import Launch
 from sealrun_runtime import machine
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.machine import Plan, Tenant
-from sealrun_runtime.shim import shared_root
+from sealrun_runtime.shim import shared_tree
 from sealrun_runtime.shim.attendant import Attendant
+from sealrun_runtime.shim.shared_tree import SharedTree
 
 
 class Launched(NamedTuple):
     """A VM that was launched. driver: its name. channel: the descriptor on which its agent is
-    awaited. attendants: what it depends on."""
+    awaited. attendants: what it depends on. tree: what the host shares with it."""
 
     driver: str
     machine: Machine
     spec: VmSpec
     channel: int
     attendants: tuple[Attendant, ...]
+    tree: SharedTree | None = None
 
 
 Planner = Callable[[Handover], Plan]
@@ -49,4 +51,4 @@ def vm_spec(
 
 def _for_sandbox(handover: Handover, spec: VmSpec) -> VmSpec:
     """Raises SpecRefused."""
-    return dataclasses.replace(spec, shares=shared_root.shares(handover, spec.tee))
+    return dataclasses.replace(spec, shares=shared_tree.device(handover, spec.tee))

@@ -11,6 +11,7 @@ from sealrun_protocol import messages
 from sealrun_protocol.errors import Phase
 from sealrun_protocol.messages import HostMessage, ProtocolViolation
 
+from sealrun_runtime import sharing
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import agent, request, state
 from sealrun_runtime.shim.agent import Agent, Silence
@@ -30,6 +31,7 @@ from sealrun_runtime.shim.log import guest as log_guest
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.process import KILLED, Descriptors, Process
 from sealrun_runtime.shim.server import Progress
+from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.shim.state import Status
 from sealrun_runtime.shim.steering import Steering
 from sealrun_runtime.shim.streams import Streams
@@ -53,6 +55,10 @@ class Surroundings(Protocol):
     @property
     def streams(self) -> Streams | None:
         """None until the VM was launched."""
+
+    @property
+    def tree(self) -> SharedTree | None:
+        """What the host shares; None where that is nothing."""
 
     @property
     def failure(self) -> ShimError | None:
@@ -137,6 +143,7 @@ class Member:
             self._join_cgroup(pid)
             progress(Phase.BOOT.value, "waiting for the guest")
             await self._sandbox.ready()
+            await self._share(given)
             done = await self._sandbox.agent.request(
                 lambda number: request.create_container(
                     number, self.handover, self._oci_config, process
@@ -153,7 +160,16 @@ class Member:
             self.call_off("whoever asked for the container went away")
             raise
         finally:
+            given.close_shares()
             self._progress = None
+
+    async def _share(self, given: Descriptors) -> None:
+        """Let the guest see what its bundle has of the host. Raises HostFailed."""
+        names = sharing.plan(self.handover.container, self.handover.image).names
+        if self._sandbox.tree is not None:
+            await self._sandbox.tree.attach(self.id, names, given.shares)
+        elif names:
+            raise HostFailed("cannot share directories with the guest: its VM has no device for it")
 
     async def start(self) -> None:
         """Raises ShimError."""

@@ -16,7 +16,8 @@ import os
 import stat
 import struct
 import termios
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Self
 
 from sealrun_runtime.shim import stdio
 from sealrun_runtime.shim.errors import HostFailed, Misuse
@@ -30,16 +31,29 @@ _STAND_IN_SECONDS: Final = 2.0
 
 class Descriptors(NamedTuple):
     """What came with `create` or `exec`. link: the shim's end of a stream socket pair with the
-    stand-in."""
+    stand-in. shares: what the guest is to see of the host (sharing.Plan.names), with `create` only."""
 
     stdin: int
     stdout: int
     stderr: int
     link: int
+    shares: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, given: Sequence[int]) -> Self:
+        """At least four, in the order of the members."""
+        stdin, stdout, stderr, link, *shares = given
+        return cls(stdin, stdout, stderr, link, tuple(shares))
 
     def close(self) -> None:
         """Close all of them."""
-        for fd in self:
+        for fd in self[:4]:
+            os.close(fd)
+        self.close_shares()
+
+    def close_shares(self) -> None:
+        """Close those of the shares."""
+        for fd in self.shares:
             os.close(fd)
 
 

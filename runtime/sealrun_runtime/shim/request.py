@@ -1,20 +1,18 @@
 """The larger requests to the guest, built from what `create` handed over."""
 
 import os
+import stat
 import time
-from typing import Final
+from collections.abc import Iterable
 
 from sealrun_protocol import limits
-from sealrun_protocol.messages import ConfigureSandbox, CreateContainer, ExecProcess
+from sealrun_protocol.messages import ConfigureSandbox, CreateContainer, ExecProcess, File
 
+from sealrun_runtime import sharing
+from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.oci_config import Mount
-from sealrun_runtime.shim import shared_root
 from sealrun_runtime.shim.errors import HostFailed
 from sealrun_runtime.shim.process import Process
-
-# What engines prepare for each container on the host and bind-mount over the image's own.
-FILES: Final = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 
 
 def configure_sandbox(number: int, handover: Handover) -> ConfigureSandbox:
@@ -31,14 +29,18 @@ def create_container(
     number: int, handover: Handover, oci_config: bytes, process: Process
 ) -> CreateContainer:
     """Raises HostFailed where a file cannot be read."""
+    container = handover.container
+    plan = sharing.plan(container, handover.image)
     return CreateContainer(
         id=number,
         container=handover.id,
         config=oci_config,
         image=handover.image,
-        share="" if handover.image else shared_root.TAG,
         insecure_registries=handover.config.image.insecure_registries,
-        files=files(handover.container.mounts),
+        shared_root=plan.root,
+        shared_mounts=plan.shared,
+        files=files(container, plan.copied),
+        shm_bytes=shm_bytes(container),
         stdin=process.ids.stdin,
         stdout=process.ids.stdout,
         stderr=process.ids.stderr,
@@ -64,27 +66,39 @@ def execute(number: int, container: str, name: str, config: bytes, process: Proc
     )
 
 
-def files(mounts: tuple[Mount, ...]) -> dict[str, bytes]:
-    """The content of the small files that the engine bind-mounts. Raises HostFailed."""
-    found = {}
-    for mount in mounts:
-        if mount.destination in FILES and (mount.type == "bind" or _binds(mount)):
-            found[mount.destination] = _content(mount.source)
+def files(container: ContainerSpec, copied: Iterable[int]) -> dict[int, File]:
+    """Copies of the sources of these mounts. Raises HostFailed."""
+    found = {index: _copy(sharing.source_of(container, index)) for index in copied}
+    if sum(len(file.content) for file in found.values()) > limits.FILES_BYTES:
+        raise HostFailed(
+            f"cannot copy the container's files: they are larger than {limits.FILES_BYTES} bytes"
+        )
     return found
 
 
-def _binds(mount: Mount) -> bool:
-    return bool({"bind", "rbind"} & set(mount.options or ()))
+def shm_bytes(container: ContainerSpec) -> int:
+    """The size of the file system that an engine made for /dev/shm (Podman's --shm-size); 0 where it
+    is not known."""
+    for index, mount in enumerate(container.mounts):
+        if mount.destination == sharing.SHARED_MEMORY and sharing.is_bind(mount):
+            try:
+                about = os.statvfs(sharing.source_of(container, index))
+            except OSError:
+                return 0
+            return about.f_blocks * about.f_frsize
+    return 0
 
 
-def _content(path: str) -> bytes:
+def _copy(path: str) -> File:
     try:
         # Not blocking: it is named by the bundle, and could be a fifo.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as file:
+            about = os.fstat(fd)
             content = file.read(limits.FILE_BYTES + 1)
     except OSError as error:
         raise HostFailed(f"cannot read {path}: {error.strerror}") from error
     if content is None or len(content) > limits.FILE_BYTES:
         raise HostFailed(f"cannot read {path}: it is larger than {limits.FILE_BYTES} bytes")
-    return content
+    mode = stat.S_IMODE(about.st_mode) & 0o777
+    return File(content=content, mode=mode, uid=about.st_uid, gid=about.st_gid)

@@ -21,6 +21,7 @@ from sealrun_runtime.shim.machine import Launched
 from sealrun_runtime.shim.member import Member
 from sealrun_runtime.shim.process import Descriptors
 from sealrun_runtime.shim.server import Progress
+from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.shim.state import Status
 from sealrun_runtime.shim.streams import Streams
 from sealrun_runtime.shim.vm import Vm
@@ -39,7 +40,7 @@ class Sandbox:
         cgroup: Cgroup | None,
     ) -> None:
         self._handover = handover
-        self._vm = Vm(directory, self)
+        self._vm = Vm(self)
         self.failure: ShimError | None = None
         self._members: dict[str, Member] = {}
         self._members[handover.id] = Member(handover, oci_config, directory, cgroup, self)
@@ -163,6 +164,11 @@ class Sandbox:
     def streams(self) -> Streams | None:
         """See member.Surroundings."""
         return self._vm.streams
+
+    @property
+    def tree(self) -> SharedTree | None:
+        """See member.Surroundings."""
+        return self._vm.tree
 
     def send(self, message: HostMessage) -> None:
         """See member.Surroundings."""

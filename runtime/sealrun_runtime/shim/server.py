@@ -13,13 +13,16 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
+from sealrun_protocol import limits
+
 from sealrun_runtime.client import DATAGRAM_BYTES
 from sealrun_runtime.shim.errors import Misuse, ShimError, wire_text
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.process import Descriptors
 
 REQUEST_SECONDS: Final = 10.0  # from connection to request
-_RIGHTS: Final = 8  # descriptors that fit; create and exec pass 4
+_STDIO: Final = 4  # descriptors of a program: stdin, stdout, stderr, its stand-in's link
+_RIGHTS: Final = _STDIO + limits.SHARES  # that fit
 _CALLED_OFF: Final = ("create", "exec")  # where the caller goes away
 
 Progress = Callable[[str, str], None]
@@ -149,8 +152,10 @@ class Server:
         self, connection: socket.socket, fields: list[str], descriptors: list[int]
     ) -> Awaitable[str | None]:
         match fields:
-            case ["create", container, _bundle, pid] if pid.isdigit() and len(descriptors) == 4:
-                given = Descriptors(*descriptors)
+            case ["create", container, _bundle, pid] if (
+                pid.isdigit() and len(descriptors) >= _STDIO
+            ):
+                given = Descriptors.of(descriptors)
                 descriptors.clear()
                 self.create_asked.set()
 
@@ -160,8 +165,10 @@ class Server:
                 return self._requests.create(container, int(pid), given, progress)
             case ["start", container]:
                 return self._requests.start(container)
-            case ["exec", container, name, pid, config] if pid.isdigit() and len(descriptors) == 4:
-                given = Descriptors(*descriptors)
+            case ["exec", container, name, pid, config] if (
+                pid.isdigit() and len(descriptors) == _STDIO
+            ):
+                given = Descriptors.of(descriptors)
                 descriptors.clear()
                 document = config.encode("utf-8", "surrogateescape")
                 return self._requests.execute(container, name, int(pid), given, document)

@@ -31,8 +31,8 @@ from sealrun_runtime.shim.errors import (
 from sealrun_runtime.shim.log import guest as log_guest
 from sealrun_runtime.shim.machine import Launched
 from sealrun_runtime.shim.relay import Relay
+from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.shim.streams import Streams
-from sealrun_runtime.store import Directory
 
 LOST_SECONDS: Final = 2.0  # between the channel's end and the VM's
 SETTLE_SECONDS: Final = 0.1  # for last words on their way when the VM ends
@@ -61,8 +61,8 @@ class Owner(Protocol):
 class Vm:
     """Event loop only. streams: None until it was launched."""
 
-    def __init__(self, directory: Directory, owner: Owner) -> None:
-        self._directory, self._owner = directory, owner
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._launched: Launched | None = None
         self._channel: Channel | None = None
@@ -94,6 +94,11 @@ class Vm:
             self._owner.spawn(self._watch_attendant(attendant))
         self._owner.spawn(self._greet(handover))
 
+    @property
+    def tree(self) -> SharedTree | None:
+        """What the host shares with it; None where its VM has no device for that."""
+        return self._launched.tree if self._launched is not None else None
+
     async def ready(self) -> None:
         """Return when the guest takes containers. Raises what `fail` was given."""
         await asyncio.shield(self._ready)
@@ -120,6 +125,8 @@ class Vm:
             self._channel.close()
         if self._launched is not None:
             await self._launched.machine.stop()
+            if self._launched.tree is not None:
+                self._launched.tree.end()
             for attendant in self._launched.attendants:
                 await attendant.process.kill()
 

@@ -131,13 +131,13 @@ def test_a_root_file_system_is_the_union_of_the_layers(root: Path) -> None:
             layers.file("replaced", b"file"),
         ],
     )
-    rootfs = Path(store.mount(pulled, "one"))
+    rootfs = Path(store.mount(pulled.layers, "one"))
     assert {str(path.relative_to(rootfs)) for path in rootfs.rglob("*")} == {
         "d", "d/x", "d/z", "o", "replaced"
     }  # fmt: skip
     assert stat.S_IMODE(rootfs.stat().st_mode) == 0o751
     (rootfs / "d/x").write_text("changed")
-    other = Path(store.mount(pulled, "two"))
+    other = Path(store.mount(pulled.layers, "two"))
     assert (other / "d/x").read_text() == "1"
     store.unmount("one")
     store.unmount("two")
@@ -152,7 +152,7 @@ def test_an_opaque_root_hides_all_that_is_below(root: Path) -> None:
         [layers.file(".wh..wh..opq"), layers.file("new")],
         [layers.file("newer")],
     )
-    rootfs = Path(store.mount(pulled, "one"))
+    rootfs = Path(store.mount(pulled.layers, "one"))
     assert sorted(os.listdir(rootfs)) == ["new", "newer"]
     store.unmount("one")
 
@@ -166,7 +166,7 @@ def test_as_many_layers_as_an_image_may_have(root: Path) -> None:
         (directory / str(number)).touch()
         directories.append(str(directory))
     here = Path.cwd()
-    rootfs = Path(store.mount(Image("x", "x", CONFIG, tuple(directories)), "c" * 64))
+    rootfs = Path(store.mount(directories, "c" * 64))
     assert len(os.listdir(rootfs)) == 256
     assert Path.cwd() == here
     store.unmount("c" * 64)
@@ -174,7 +174,7 @@ def test_as_many_layers_as_an_image_may_have(root: Path) -> None:
 
 def test_an_image_without_layers(root: Path) -> None:
     store = Store(str(root))
-    rootfs = Path(store.mount(Image("x", "x", CONFIG, ()), "one"))
+    rootfs = Path(store.mount((), "one"))
     assert os.listdir(rootfs) == []
     (rootfs / "writable").touch()
     store.unmount("one")
@@ -182,7 +182,7 @@ def test_an_image_without_layers(root: Path) -> None:
 
 def test_unmounting_what_is_in_use_or_gone(root: Path) -> None:
     store = Store(str(root))
-    rootfs = Path(store.mount(image(store, [layers.file("f", b"1")]), "one"))
+    rootfs = Path(store.mount(image(store, [layers.file("f", b"1")]).layers, "one"))
     with (rootfs / "f").open("rb") as file:
         store.unmount("one")
         assert file.read() == b"1"
@@ -195,13 +195,13 @@ def test_names_of_containers(root: Path) -> None:
     pulled = image(store, [layers.file("f")])
     for name in ("", ".", "..", "../x", "a/b", "a\0b"):
         with pytest.raises(StartError) as caught:
-            store.mount(pulled, name)
+            store.mount(pulled.layers, name)
         assert caught.value.code is ErrorCode.SPEC_REFUSED
         with pytest.raises(StartError):
             store.unmount(name)
-    store.mount(pulled, "one")
+    store.mount(pulled.layers, "one")
     with pytest.raises(StartError) as twice:
-        store.mount(pulled, "one")
+        store.mount(pulled.layers, "one")
     assert twice.value.code is ErrorCode.CONTAINER_EXISTS
     store.unmount("one")
 
@@ -209,6 +209,6 @@ def test_names_of_containers(root: Path) -> None:
 def test_a_mount_that_fails_leaves_nothing(root: Path) -> None:
     store = Store(str(root))
     with pytest.raises(StartError, match="cannot mount") as caught:
-        store.mount(Image("x", "x", CONFIG, (str(root / "layers/missing"),)), "one")
+        store.mount((str(root / "layers/missing"),), "one")
     assert caught.value.code is ErrorCode.RUNTIME_FAILED
     assert listed(root) == set()

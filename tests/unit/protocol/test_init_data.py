@@ -14,6 +14,7 @@ from sealrun_protocol.init_data import (
     ABSENT,
     Broker,
     Container,
+    Host,
     InitDataInvalid,
     decode_annotation,
     encode_annotation,
@@ -275,6 +276,24 @@ def test_what_is_left_to_the_host() -> None:
     assert not parse(container(ours="")).host.insecure_shared_root
     with pytest.raises(InitDataInvalid, match=r"host\.insecure_shared_root: expected `bool`"):
         parse(container(ours="[host]\ninsecure_shared_root = 1\n"))
+
+
+def test_where_the_host_may_share() -> None:
+    def host(*places: str) -> Host:
+        text = f"[host]\ninsecure_shared_directories = {list(places)}\n"
+        return parse(container(ours=text)).host
+
+    assert not ABSENT.host.may_share_at("/data")
+    assert not host().may_share_at("/")
+    some = host("/data/", "/srv//app")
+    for place in ("/data", "/data/", "/data/sub", "//data", "/srv/app/x"):
+        assert some.may_share_at(place), place
+    for place in ("/", "/srv", "/database", "/etc/data", "/srv/application"):
+        assert not some.may_share_at(place), place
+    assert host("/").may_share_at("/usr/bin")
+    for wrong in ("", "data", "./data", "/data/../etc", "/a/./b"):
+        with pytest.raises(InitDataInvalid, match=r"insecure_shared_directories: '.*' is not an"):
+            host(wrong)
 
 
 def test_kata_s_form_with_a_file_name_and_a_time() -> None:

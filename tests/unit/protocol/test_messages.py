@@ -9,6 +9,7 @@ from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 from sealrun_protocol.messages import (
     CreateContainer,
     Failed,
+    File,
     Hello,
     ProtocolViolation,
     StreamData,
@@ -28,7 +29,8 @@ def test_a_message_survives_the_wire() -> None:
         config=b"{}",
         image="r/x:1",
         insecure_registries=("127.0.0.1:5000",),
-        files={"/etc/hosts": b"\x00\xff"},
+        shared_mounts=(1, 2),
+        files={5: File(content=b"\x00\xff", mode=0o600)},
         stdin=2,
     )
     assert decode_from_host(encode(request)) == request

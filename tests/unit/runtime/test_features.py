@@ -7,20 +7,25 @@ from sealrun_agent.container.runtime_spec import IdMapping, Linux, Mount, Namesp
 from sealrun_agent.errors import StartError
 from sealrun_runtime.commands import features
 
-REFUSED_BY_KIND = {"bind", "rbind", "tmpcopyup"}
+REFUSED_BY_KIND = {"bind", "rbind", "rro", "tmpcopyup"}
+
+
+def accept(mount: Mount) -> tuple[Mount, ...]:
+    shared = mounts.Sources(shared=[0]) if mount.type in ("", "bind") else mounts.Sources()
+    return mounts.accept_mounts([mount], shared, shared_root=False)
 
 
 @pytest.mark.parametrize("option", sorted(set(features.MOUNT_OPTIONS) - REFUSED_BY_KIND))
 def test_mount_options_are_accepted(option: str) -> None:
     for kind in ("proc", "sysfs", "mqueue", "tmpfs", "devpts", "cgroup"):
-        (mount,) = mounts.accept_mounts([Mount("/x", kind, kind, (option,))])
+        (mount,) = accept(Mount("/x", kind, kind, (option,)))
         assert mount.options == (option,)
 
 
 def test_mount_options_of_one_kind() -> None:
-    mounts.accept_mounts([Mount("/x", "tmpfs", "tmpfs", ("tmpcopyup",))])
+    accept(Mount("/x", "tmpfs", "tmpfs", ("tmpcopyup",)))
     for option in ("bind", "rbind"):
-        mounts.accept_mounts([Mount("/etc/hosts", "", "/x", (option,))])
+        accept(Mount("/x", "", "/x", (option, "rro")))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +34,7 @@ def test_mount_options_of_one_kind() -> None:
 def test_what_is_refused_is_not_claimed(option: str) -> None:
     assert option not in features.MOUNT_OPTIONS
     with pytest.raises(StartError):
-        mounts.accept_mounts([Mount("/x", "tmpfs", "tmpfs", (option,))])
+        accept(Mount("/x", "bind", "/x", (option,)))
 
 
 def test_namespaces() -> None:

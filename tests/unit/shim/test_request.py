@@ -1,48 +1,72 @@
-"""The small files of the host that travel with CreateContainer."""
+"""The small files of the host that travel with CreateContainer, and the size of /dev/shm."""
 
 import os
 from pathlib import Path
 
 import pytest
 from sealrun_protocol import limits
+from sealrun_protocol.messages import File
+from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.oci_config import Mount
 from sealrun_runtime.shim import request
 from sealrun_runtime.shim.errors import HostFailed
 
 
-def bind(destination: str, source: Path, **how: object) -> Mount:
-    return Mount(destination=destination, source=str(source), **how)  # type: ignore[arg-type]
+def container(*mounts: Mount) -> ContainerSpec:
+    return ContainerSpec(
+        bundle="/bundle",
+        oci_version="1.0.2",
+        rootfs="/bundle/rootfs",
+        args=("/program",),
+        terminal=False,
+        hostname="",
+        mounts=mounts,
+        annotations={},
+        namespaces=(),
+        cgroups_path="",
+    )
 
 
-def test_only_binds_of_the_three_files(tmp_path: Path) -> None:
+def bind(source: Path, destination: str = "/etc/hosts") -> Mount:
+    return Mount(destination=destination, source=str(source), type="bind")
+
+
+def test_a_copy_has_the_permissions_of_its_source(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x")
-    mounts = (
-        bind("/etc/hosts", file, type="bind"),
-        bind("/etc/hostname", file, type="none", options=("rbind", "ro")),
-        bind("/etc/resolv.conf", file, type="tmpfs"),
-        bind("/etc/shadow", file, type="bind"),
-        bind("/etc/hosts/../shadow", file, type="bind"),
-    )
-    assert request.files(mounts) == {"/etc/hosts": b"x", "/etc/hostname": b"x"}
+    file.chmod(0o4640)
+    copies = request.files(container(bind(file), bind(file), bind(tmp_path / "none")), [0])
+    assert copies == {0: File(content=b"x", mode=0o640, uid=os.getuid(), gid=os.getgid())}
 
 
 def test_a_file_at_the_limit(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(limits.FILE_BYTES))
-    mounts = (bind("/etc/hosts", file, type="bind"),)
-    assert len(request.files(mounts)["/etc/hosts"]) == limits.FILE_BYTES
+    one = container(bind(file))
+    assert len(request.files(one, [0])[0].content) == limits.FILE_BYTES
+    many = container(*[bind(file)] * (limits.FILES_BYTES // limits.FILE_BYTES + 1))
+    with pytest.raises(HostFailed, match="cannot copy the container's files: they are larger"):
+        request.files(many, range(len(many.mounts)))
     file.write_bytes(bytes(limits.FILE_BYTES + 1))
     with pytest.raises(HostFailed, match="is larger than"):
-        request.files(mounts)
+        request.files(one, [0])
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(HostFailed, match="cannot read"):
-        request.files((bind("/etc/hosts", tmp_path / "none", type="bind"),))
+        request.files(container(bind(tmp_path / "none")), [0])
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    assert request.files((bind("/etc/hosts", fifo, type="bind"),)) == {"/etc/hosts": b""}
+    assert request.files(container(bind(fifo)), [0])[0].content == b""
+
+
+def test_the_size_of_dev_shm() -> None:
+    size = os.statvfs("/dev/shm")
+    mount = bind(Path("/dev/shm"), "/dev/shm")
+    assert request.shm_bytes(container(mount)) == size.f_blocks * size.f_frsize > 0
+    assert request.shm_bytes(container(bind(Path("/none"), "/dev/shm"))) == 0
+    tmpfs = Mount(destination="/dev/shm", source="shm", type="tmpfs")
+    assert request.shm_bytes(container(tmpfs)) == 0

@@ -1,7 +1,9 @@
 """What is written for crun, and what is set for the VM's network."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sealrun_agent.container import bundle, spec
@@ -18,8 +20,9 @@ CONFIG = {
 }
 
 
-def accept(files: dict[str, bytes]) -> spec.Accepted:
+def accept(**file: Any) -> spec.Accepted:
     config = json.dumps(CONFIG).encode()
+    files = {0: messages.File(content=b"content", **file)}
     return spec.accept(
         messages.CreateContainer(id=1, container="c1", image="x", config=config, files=files)
     )
@@ -36,15 +39,15 @@ def test_what_is_no_name_of_a_container(name: str) -> None:
 
 
 def test_a_bundle_is_written_for_the_agent_s_eyes_only_and_removed(tmp_path: Path) -> None:
-    accepted = accept({"/etc/hosts": b"content"})
-    made = bundle.write_bundle(str(tmp_path), "c1", accepted, "/rootfs")
+    accepted = accept(mode=0o640, uid=os.getuid(), gid=os.getgid())
+    made = bundle.write_bundle(str(tmp_path), "c1", accepted, "/rootfs", "")
     assert made.directory == str(tmp_path / "c1")
     config = json.loads((tmp_path / "c1/config.json").read_text())
     assert config["root"] == {"path": "/rootfs"}
     assert config["linux"]["cgroupsPath"] == "/sealrun/c1"
     hosts = Path(config["mounts"][0]["source"])
     assert hosts.read_bytes() == b"content"
-    assert hosts.stat().st_mode & 0o777 == 0o644
+    assert hosts.stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "c1/config.json").stat().st_mode & 0o777 == 0o600
     bundle.remove_bundle(made)
     bundle.remove_bundle(made)
@@ -52,10 +55,10 @@ def test_a_bundle_is_written_for_the_agent_s_eyes_only_and_removed(tmp_path: Pat
 
 
 def test_a_bundle_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    accepted = accept({})
+    accepted = accept()
     (tmp_path / "file").touch()
     with pytest.raises(StartError) as caught:
-        bundle.write_bundle(str(tmp_path / "file"), "c1", accepted, "/rootfs")
+        bundle.write_bundle(str(tmp_path / "file"), "c1", accepted, "/rootfs", "")
     assert caught.value.code is ErrorCode.RUNTIME_FAILED
 
 

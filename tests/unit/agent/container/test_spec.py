@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.guest_config import DEFAULT_MOUNTS, MINIMAL, accept, changed, mount, refusal, request
+from fixtures.guest_config import DEFAULT_MOUNTS, MINIMAL, accept, changed, copies, refusal, request
 from hypothesis import given
 from hypothesis import strategies as st
 from sealrun_agent.container import spec
 from sealrun_agent.errors import StartError
-from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 
 EXAMPLES = Path(__file__).resolve().parents[5] / "shared/reference/examples"
@@ -55,9 +54,16 @@ def test_a_terminal_has_the_size_that_the_host_saw_last() -> None:
 
 def test_podman_s_example() -> None:
     given = example("podman-run-config.json")
-    assert refusal(given) == ("mounts[0]: /k: host directories cannot be shared with the guest yet")
-    del given["mounts"][0]
-    result = accept(given, {"/etc/hosts": b"127.0.0.1 localhost\n"})
+    binds = {
+        entry["destination"]: index
+        for index, entry in enumerate(given["mounts"])
+        if entry["type"] == "bind"
+    }
+    shared, copied = [binds.pop("/k")], [binds[path] for path in binds if path != "/dev/shm"]
+    assert refusal(given, files=copies(*copied)).startswith(
+        "mounts[0]: /k: the host shares no directory or file for it"
+    )
+    result = accept(given, files=copies(*copied), shared_mounts=tuple(shared))
     assert result["process"] == given["process"]
     assert result["hostname"] == given["hostname"]
     assert "annotations" not in result
@@ -68,9 +74,10 @@ def test_podman_s_example() -> None:
     assert by_destination["/etc/hosts"] == {
         "destination": "/etc/hosts",
         "type": "bind",
-        "source": "/guest/files/hosts",
+        "source": f"/guest/files/{binds['/etc/hosts']}",
         "options": ["bind", "nosuid", "nodev", "noexec", "rw"],
     }
+    assert by_destination["/k"]["source"] == f"/share/c1/{shared[0]}"
     assert by_destination["/dev/shm"]["type"] == "tmpfs"
     assert [entry["destination"] for entry in result["mounts"]] == [
         entry["destination"] for entry in given["mounts"]
@@ -151,68 +158,6 @@ def test_refused_at_the_top_and_in_the_process(document: dict[str, Any] | bytes,
     assert refusal(document).startswith(text)
 
 
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        (mount("/data", "bind"), ": /data: host directories cannot be shared with the guest yet"),
-        (mount("/data", "", "rbind"), ": /data: host directories cannot be shared"),
-        (mount("/run/podman-init", "bind", "ro"), ": /run/podman-init: the engine's init program"),
-        (mount("/x", "ext4"), ".type: a mount of type 'ext4' is not supported in the guest"),
-        (mount("/x", "overlay", "lowerdir=/"), ".type: a mount of type 'overlay'"),
-        (mount("/x", ""), ".type: a mount of type '' is not supported"),
-        (mount("", "tmpfs"), ".destination: the root is the image's"),
-        (mount("../x", "tmpfs"), ".destination: '/../x' is not an absolute path"),
-        (mount("/a/../../x", "tmpfs"), ".destination: '/a/../../x' is not an absolute path"),
-        (mount("/", "tmpfs"), ".destination: the root is the image's"),
-        (mount("/x", "tmpfs", "lazytime"), ".options[0]: option 'lazytime' is not accepted"),
-        (mount("/x", "tmpfs", "idmap"), ".options[0]: option 'idmap' is not accepted"),
-        (mount("/x", "tmpfs", "remount"), ".options[0]: option 'remount' is not accepted"),
-        (mount("/sys", "bind", "rbind", source="/proc"), ": /sys: host directories"),
-        (mount("/x", "tmpfs", "ro", "size=1;2"), ".options[1]: option 'size=1;2' is not accepted"),
-        (mount("/x", "tmpfs", "mpol=bind"), ".options[0]: option 'mpol=bind' is not accepted"),
-        (mount("/proc", "proc", "hidepid=0"), ".options[0]: option 'hidepid=0' is not accepted"),
-        (mount("/x", "tmpfs", "ro\n"), ".options[0]: option 'ro\\n' is not accepted"),
-        (mount("/dev/pts", "devpts", "bind"), ".options[0]: option 'bind' is not accepted"),
-    ],
-)
-def test_refused_mounts(given: dict[str, Any], text: str) -> None:
-    document = changed(mounts=[mount("/proc", "proc"), given])
-    assert refusal(document).startswith(f"mounts[1]{text}")
-
-
-def test_accepted_mounts_have_the_guest_s_own_sources() -> None:
-    result = accept(
-        changed(
-            mounts=[
-                mount("/proc", "proc", "nosuid"),
-                mount("/tmp", "tmpfs", "size=64m", "mode=1777", "tmpcopyup", "rprivate"),
-                mount("/sys/fs/cgroup", "cgroup2", "ro"),
-                mount("/dev/shm", "bind", "bind", source="/etc"),
-                mount("/run/.containerenv", "bind", "ro", "exec", "suid", source="/etc/shadow"),
-            ]
-        )
-    )
-    assert [(entry["type"], entry["source"]) for entry in result["mounts"]] == [
-        ("proc", "proc"),
-        ("tmpfs", "tmpfs"),
-        ("cgroup", "cgroup"),
-        ("tmpfs", "shm"),
-        ("bind", "/guest/files/containerenv"),
-    ]
-    assert result["mounts"][4]["options"] == ["bind", "nosuid", "nodev", "noexec", "ro"]
-
-
-def test_files_are_taken_where_they_are_mounted_and_empty_where_the_host_sent_none() -> None:
-    document = changed(
-        mounts=[mount("/etc/hosts", "bind"), mount("/etc/resolv.conf", "bind", "ro")]
-    )
-    files = {"/etc/hosts": b"hosts", "/etc/hostname": b"unused", "/bin/sh": b"evil"}
-    accepted = spec.accept(request(document, files))
-    assert accepted.files == {"hosts": b"hosts", "resolv.conf": b""}
-    files["/etc/hosts"] = bytes(limits.FILE_BYTES + 1)
-    assert refusal(document, files).startswith("files[/etc/hosts]: longer than")
-
-
 def test_null_is_what_go_writes_for_an_empty_list() -> None:
     document = changed(
         process={"env": None, "rlimits": None, "capabilities": {"ambient": None}},
@@ -229,7 +174,7 @@ JSON = st.recursive(
     ),
     max_leaves=10,
 )
-PLACES: list[Callable[[Any], dict[str, Any]]] = [
+SOMEWHERE: list[Callable[[Any], dict[str, Any]]] = [
     lambda value: changed(process=value if isinstance(value, dict) else {"args": value}),
     lambda value: changed(linux=value if isinstance(value, dict) else {"resources": value}),
     lambda value: changed(mounts=value),
@@ -241,7 +186,7 @@ PLACES: list[Callable[[Any], dict[str, Any]]] = [
 ]
 
 
-@given(value=JSON, place=st.sampled_from(PLACES))
+@given(value=JSON, place=st.sampled_from(SOMEWHERE))
 def test_whatever_stands_in_a_place_is_accepted_or_refused_by_name(
     value: Any, place: Callable[[Any], dict[str, Any]]
 ) -> None:

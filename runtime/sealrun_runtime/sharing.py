@@ -1,0 +1,172 @@
+"""What of the host a container gets to see: its root file system where that is the bundle's, and the
+sources of its bind mounts.
+
+    a directory or file      shared: what either side writes, the other sees
+    hosts, hostname, resolv.conf, .containerenv, Podman's secrets
+                             copied: small, and prepared for this container alone
+    /dev/shm, and the kernel's own file systems (/proc, /sys, ...) where they are bound from the host
+                             neither: the guest has its own
+
+A shared source is opened as a mount of its own (open_tree(2)) by whoever creates the container, in
+the caller's mount namespace, and travels to the shim as a descriptor. What a path means is looked up
+once, nothing is mounted where the host could see it, and a mount that nobody took ends with its
+descriptor. Read-only is what config.json says is read-only: on this mount, not in the guest.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sealrun_protocol import limits, share
+
+from sealrun_runtime import namespaces
+from sealrun_runtime.bundle import ContainerSpec
+from sealrun_runtime.errors import InvalidRequest, cause
+from sealrun_runtime.oci_config import Mount
+
+if TYPE_CHECKING:
+    from sealrun_protocol.init_data import Host
+
+COPIED: Final = frozenset(("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"))
+"""What engines prepare for each container and bind-mount over the image's own, by destination."""
+
+SHARED_MEMORY: Final = "/dev/shm"
+_KERNEL_S: Final = frozenset(("/proc", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/dev/pts"))
+_SECRETS: Final = "secrets"  # in Podman's bundles: copies of the container's secrets
+_RESTRICTED: Final = (
+    namespaces.MOUNT_ATTR_NOSUID
+    | namespaces.MOUNT_ATTR_NODEV
+    | namespaces.MOUNT_ATTR_NOEXEC
+    | namespaces.MOUNT_ATTR_NOSYMFOLLOW
+)
+"""For a server that opens files by name at a guest's word, and has none of this to do."""
+
+
+class Plan(NamedTuple):
+    """root: whether the root file system is shared. shared, copied: indices of mounts."""
+
+    root: bool
+    shared: tuple[int, ...]
+    copied: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the shared things are called in the guest's part of the tree, in the order in which
+        their descriptors travel."""
+        return (*((share.ROOT,) if self.root else ()), *map(str, self.shared))
+
+
+class Tree(NamedTuple):
+    """A shared source as a mount that is nowhere yet. destination: in the container."""
+
+    descriptor: int
+    destination: str
+    directory: bool
+
+
+class Sources(NamedTuple):
+    """Open sources. for_guest: as Plan.names says. for_stand_in: of the mounts alone."""
+
+    for_guest: tuple[int, ...]
+    for_stand_in: tuple[Tree, ...]
+
+
+def plan(container: ContainerSpec, image: str) -> Plan:
+    """What the guest gets. image: the reference; empty where the root is the bundle's directory."""
+    binds = [
+        index
+        for index, mount in enumerate(container.mounts)
+        if is_bind(mount) and not _is_the_guest_s(mount)
+    ]
+    copied = tuple(index for index in binds if _is_copied(container, container.mounts[index]))
+    shared = tuple(index for index in binds if index not in copied)
+    return Plan(not image, shared, copied)
+
+
+def check(container: ContainerSpec, given: Plan, host: "Host | None") -> None:
+    """host: what the tenant allows; None where no tenant says anything. The guest decides; what it
+    would refuse is refused before a VM boots. Raises InvalidRequest."""
+    if len(given.names) > limits.SHARES:
+        raise InvalidRequest(f"$.mounts: more than {limits.SHARES} are directories of the host")
+    for index in given.shared:
+        destination = container.mounts[index].destination
+        if host is not None and not host.may_share_at(destination):
+            raise InvalidRequest(
+                f"$.mounts[{index}]: the init-data does not allow a directory of the host at "
+                f"{destination}",
+                remedy="name the place in [host] insecure_shared_directories of the init-data, or "
+                "do without the volume",
+            )
+
+
+def source_of(container: ContainerSpec, index: int) -> str:
+    """The path on the host. config.md: a relative one is relative to the bundle."""
+    return os.path.join(container.bundle, container.mounts[index].source)
+
+
+@contextmanager
+def open_sources(container: ContainerSpec, given: Plan) -> Iterator[Sources]:
+    """The sources, for as long as the block lasts. Raises InvalidRequest."""
+    with ExitStack() as opened:
+        guest: list[int] = []
+        stand_in: list[Tree] = []
+        if given.root:
+            options = ("rbind", "ro") if container.rootfs_readonly else ("rbind",)
+            mount = Mount(destination="/", source=container.rootfs, options=options)
+            guest.append(_open("$.root", container.rootfs, mount, opened).descriptor)
+        for index in given.shared:
+            mount, path = container.mounts[index], source_of(container, index)
+            # One for each: a mount can be moved once.
+            guest.append(_open(f"$.mounts[{index}]", path, mount, opened).descriptor)
+            stand_in.append(_open(f"$.mounts[{index}]", path, mount, opened))
+        yield Sources(tuple(guest), tuple(stand_in))
+
+
+def _open(where: str, path: str, mount: Mount, opened: ExitStack) -> Tree:
+    """Raises InvalidRequest."""
+    options = mount.options or ()
+    try:
+        descriptor = namespaces.clone_tree(path, recursive="rbind" in options)
+        opened.callback(os.close, descriptor)
+        namespaces.restrict_tree(descriptor, _RESTRICTED, recursive=True)
+        access = [option for option in options if option in {"ro", "rro", "rw", "rrw"}]
+        if access and access[-1] in {"ro", "rro"}:
+            readonly = namespaces.MOUNT_ATTR_RDONLY
+            namespaces.restrict_tree(descriptor, readonly, recursive="rro" in options)
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    except OSError as error:
+        raise InvalidRequest(f"{where}: cannot share {path}: {cause(error)}") from error
+    if kind not in (stat.S_IFDIR, stat.S_IFREG):
+        raise InvalidRequest(
+            f"{where}: cannot share {path}: a {_KINDS[kind]} of the host is of no use in a VM"
+        )
+    # The specification, since 1.2: a relative destination is relative to the root.
+    return Tree(descriptor, os.path.join("/", mount.destination), kind == stat.S_IFDIR)
+
+
+_KINDS: Final = {
+    stat.S_IFSOCK: "socket",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def is_bind(mount: Mount) -> bool:
+    """Whether the source of a mount is a directory or file of the host."""
+    if mount.type in ("", "none"):
+        return bool({"bind", "rbind"}.intersection(mount.options or ()))
+    return mount.type == "bind"
+
+
+def _is_the_guest_s(mount: Mount) -> bool:
+    same = mount.source == mount.destination
+    return mount.destination == SHARED_MEMORY or (same and mount.destination in _KERNEL_S)
+
+
+def _is_copied(container: ContainerSpec, mount: Mount) -> bool:
+    secrets = os.path.join(container.bundle, _SECRETS)
+    source = os.path.normpath(os.path.join(container.bundle, mount.source))
+    return mount.destination in COPIED or os.path.dirname(source) == secrets

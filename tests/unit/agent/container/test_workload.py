@@ -1,0 +1,102 @@
+"""What the host may choose where a tenant asked for protection."""
+
+from typing import Any
+
+import pytest
+from sealrun_agent.container.runtime_spec import Linux, Mount, Process, Root, Spec, User
+from sealrun_agent.container.workload import (
+    Program,
+    Tenant,
+    check_shares,
+    may_execute,
+    restrict,
+)
+from sealrun_agent.errors import StartError
+from sealrun_protocol.errors import ErrorCode
+from sealrun_protocol.init_data import Container, Host
+
+PROGRAM = Program(args=("/app", "serve"), env=("A=image",), cwd="/srv", uid=7, gid=8, groups=(9,))
+
+
+def spec(*mounts: Mount, **process: Any) -> Spec:
+    members = {"args": PROGRAM.args, "cwd": "/", "user": User(uid=0, gid=0, umask=0o22)} | process
+    return Spec(
+        ociVersion="1.0.2",
+        process=Process(**members),
+        root=Root(path=""),
+        linux=Linux(),
+        mounts=mounts,
+    )
+
+
+def tenant(*places: str, root: bool = False, **container: Any) -> Tenant:
+    host = Host(insecure_shared_root=root, insecure_shared_directories=places)
+    return Tenant(Container(**container), host)
+
+
+def denial(given: Spec, by: Tenant) -> str:
+    with pytest.raises(StartError) as caught:
+        restrict(given, PROGRAM, by)
+    assert caught.value.code is ErrorCode.POLICY_DENIED
+    return str(caught.value)
+
+
+def test_the_process_is_the_image_s() -> None:
+    given = spec(env=("TERM=x", "PATH=/evil", "HOSTNAME=h"))
+    process = restrict(given, PROGRAM, tenant()).process
+    assert process.args == PROGRAM.args
+    assert (process.cwd, process.user) == (
+        "/srv",
+        User(uid=7, gid=8, umask=0o22, additionalGids=(9,)),
+    )
+    assert set(process.env or ()) == {
+        "A=image",
+        "TERM=x",
+        "HOSTNAME=h",
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    }
+
+
+def test_what_the_host_may_choose_by_name() -> None:
+    assert "not the image's own program" in denial(spec(args=("/bin/sh",)), tenant())
+    allowed = tenant(commands=(("/bin/sh",),), environment=("B", "C_*"))
+    given = spec(args=("/bin/sh",), env=("B=1", "C_D=2"))
+    assert {"B=1", "C_D=2"} <= set(restrict(given, PROGRAM, allowed).process.env or ())
+    assert "the host may not set 'A'" in denial(spec(env=("A=host",)), allowed)
+    assert "the host may not set 'LD_PRELOAD'" in denial(spec(env=("LD_PRELOAD=x",)), allowed)
+    any_process = tenant(insecure_any_process=True)
+    assert restrict(given, PROGRAM, any_process) is given
+
+
+def test_mounts_stand_where_engines_always_have_them_or_where_the_tenant_says() -> None:
+    usual = [Mount(path, "tmpfs") for path in ("/proc", "/dev/shm", "/tmp")]
+    copies = [Mount(path, "bind") for path in ("/etc/hosts", "/run/secrets/key")]
+    assert restrict(spec(*usual, *copies), PROGRAM, tenant()).mounts == (*usual, *copies)
+    for place in ("/usr/bin", "/run/secrets", "/run/secretsX/key", "/data"):
+        text = denial(spec(*usual, Mount(place, "tmpfs")), tenant())
+        assert text.startswith(f"mounts[3]: nothing may be mounted at '{place}'")
+    for kind in ("tmpfs", "bind"):
+        restrict(spec(Mount("/data/sub", kind)), PROGRAM, tenant("/data"))
+        denial(spec(Mount("/database", kind)), tenant("/data"))
+
+
+def test_directories_of_the_host_are_the_tenant_s_to_allow() -> None:
+    check_shares(("/",), None, root=True)
+    check_shares((), tenant(), root=False)
+    check_shares(("/data", "/data/x"), tenant("/data", root=True), root=True)
+    for shared, root, by in (
+        (("/data",), False, tenant()),
+        (("/data",), False, tenant(insecure_any_process=True)),
+        (("/data", "/etc/app"), False, tenant("/data", root=True)),
+        ((), True, tenant("/")),
+    ):
+        with pytest.raises(StartError, match=r"\[host\] of the init-data does not allow") as caught:
+            check_shares(shared, by, root=root)
+        assert caught.value.code is ErrorCode.POLICY_DENIED
+
+
+def test_exec() -> None:
+    assert may_execute(None)
+    assert not may_execute(tenant())
+    assert may_execute(tenant(allow_exec=True))
+    assert may_execute(tenant(insecure_any_process=True))
