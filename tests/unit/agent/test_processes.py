@@ -124,7 +124,8 @@ def test_an_orphan_is_adopted_while_it_lives(processes: Processes, subreaper: No
 def test_an_orphan_that_ended_unclaimed_is_adopted_with_its_code(
     processes: Processes, subreaper: None
 ) -> None:
-    pid = _orphan(processes, "exit 5")
+    # Not before its parent ($$ in a subshell), a shell that would take the status itself.
+    pid = _orphan(processes, "while kill -0 $$; do sleep 0.01; done; exit 5")
     deadline = time.monotonic() + 10
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
         processes.reap()
