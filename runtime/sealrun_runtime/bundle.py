@@ -2,7 +2,8 @@
 acts upon.
 
 An error names the place as a JSON path: `$.process.args: …`. The types in oci_config.py say what a
-value must look like; what several of them must be together is checked here.
+value must look like, spec_rules.py what cannot be in a VM; what several of them must be together is
+checked here.
 """
 
 import os
@@ -11,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from sealrun_runtime import spec_rules
 from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.oci_config import (
     JSON_LIMITS,
@@ -21,8 +23,10 @@ from sealrun_runtime.oci_config import (
     Namespace,
     Process,
     Resources,
+    User,
 )
 
+_NOT_JOINED: Final = ("mount", "user", "cgroup", "time")
 CONFIG_FILE: Final = "config.json"
 CONFIG_BYTES: Final = 4 << 20  # Podman's with its seccomp profile has 60 KiB
 
@@ -34,6 +38,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     rows, columns: the size that the terminal starts with, 0 where it is not said.
     hooks: those that the host runs, and those that belong to the guest.
     cgroups_path: as in config.json, empty where the engine gave none.
+    left_out: lines about what has no effect in the guest.
     """
 
     bundle: str
@@ -51,6 +56,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str]
     namespaces: tuple[Namespace, ...]
     cgroups_path: str
+    left_out: tuple[str, ...] = ()
 
 
 def read(bundle: str) -> tuple[ContainerSpec, bytes]:
@@ -91,10 +97,9 @@ def parse(content: bytes, bundle: str) -> ContainerSpec:
     annotations = document.annotations or {}
     if "" in annotations:
         raise InvalidRequest("$.annotations: an empty key")
-    for index, mount in enumerate(document.mounts or ()):
-        if mount.uid_mappings or mount.gid_mappings:
-            raise InvalidRequest(f"$.mounts[{index}]: idmapped mounts are not supported")
+    left_out = spec_rules.apply(content)
     _check_linux(linux)
+    _check_users(linux, process)
     return ContainerSpec(
         bundle=bundle,
         oci_version=document.oci_version,
@@ -111,6 +116,7 @@ def parse(content: bytes, bundle: str) -> ContainerSpec:
         annotations=annotations,
         namespaces=linux.namespaces or (),
         cgroups_path=linux.cgroups_path,
+        left_out=left_out,
     )
 
 
@@ -150,10 +156,34 @@ def _check_linux(linux: Linux) -> None:
     namespaces = linux.namespaces or ()
     _refuse_twice((one.type for one in namespaces), "$.linux.namespaces", "namespace of type")
     for index, namespace in enumerate(namespaces):
+        where = f"$.linux.namespaces[{index}]"
         if namespace.path and not namespace.path.startswith("/"):
-            raise InvalidRequest(f"$.linux.namespaces[{index}].path: it is not an absolute path")
+            raise InvalidRequest(f"{where}.path: it is not an absolute path")
+        if namespace.path and namespace.type in _NOT_JOINED:
+            raise InvalidRequest(
+                f"{where}.path: joining a {namespace.type} namespace is not supported"
+            )
+        if namespace.type == "time":
+            raise InvalidRequest(f"{where}.type: time namespaces are not supported")
     devices = linux.devices or ()
     _refuse_twice((os.path.normpath(one.path) for one in devices), "$.linux.devices", "device at")
+
+
+def _check_users(linux: Linux, process: Process) -> None:
+    """As runc: a user namespace and its mappings belong together, and the user is one of them."""
+    own = any(one.type == "user" for one in linux.namespaces or ())
+    user = process.user or User(uid=0, gid=0)
+    for name, mappings, wanted in (
+        ("uid", linux.uid_mappings, (user.uid,)),
+        ("gid", linux.gid_mappings, (user.gid, *(user.additional_gids or ()))),
+    ):
+        if bool(mappings) != own:
+            text = "they and a namespace of type user belong together"
+            raise InvalidRequest(f"$.linux.{name}Mappings: {text}")
+        for one in wanted if own else ():
+            if not any(0 <= one - given.container_id < given.size for given in mappings or ()):
+                text = f"{one} is not in $.linux.{name}Mappings"
+                raise InvalidRequest(f"$.process.user.{name}: {text}")
 
 
 def _refuse_twice(values: Iterable[str], where: str, what: str) -> None:

@@ -73,6 +73,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     image_reference.refuse_annotations_of_image(container, stored)
     settings = config.build(config.resolve(config.files(), container.annotations))
     tenant = _init_data(container.annotations)
+    _check_guest_hooks(container, tenant.container.hooks if tenant else ())
     shared_root = tenant is None or tenant.host.insecure_shared_root
     image = image_reference.choose(
         container, stored, settings.image.source, shared_root=shared_root
@@ -143,6 +144,8 @@ class _Attempt:
         container = handover.container
         early = (*(container.hooks.prestart or ()), *(container.hooks.create_runtime or ()))
         self._write_files()
+        for line in container.left_out:
+            self._log.info(line)
         if not early:
             # First the shim, which then gets ready while the stand-in is made.
             self._spawn_shim()
@@ -257,6 +260,22 @@ def _init_data(annotations: dict[str, str]) -> "InitData | None":
         return init_data.parse(init_data.decode_annotation(annotations[given[0]]))
     except init_data.InitDataInvalid as error:
         raise InvalidRequest(f"cannot read annotation {given[0]}: {error}") from error
+
+
+def _check_guest_hooks(
+    container: bundle.ContainerSpec, allowed: tuple[tuple[str, ...], ...]
+) -> None:
+    """createContainer and startContainer hooks run in the guest: the tenant has to name them."""
+    for kind, wanted in (
+        ("createContainer", container.hooks.create_container),
+        ("startContainer", container.hooks.start_container),
+    ):
+        for index, hook in enumerate(wanted or ()):
+            if (hook.path, *(hook.args or ())[1:]) not in allowed:
+                raise InvalidRequest(
+                    f"$.hooks.{kind}[{index}]: it would run in the guest, and is not among the hooks of "
+                    "[container] in the init-data"
+                )
 
 
 def _creating(handover: handing.Handover, pid: int = 0) -> bytes:

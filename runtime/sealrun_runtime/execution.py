@@ -58,7 +58,7 @@ def execute(directory: store.Directory, request: Request, *, detached: bool) -> 
 def _begin(directory: store.Directory, request: Request) -> Executed:
     """Return when the program runs. What was made is undone where that fails: a stand-in that is
     killed takes its program with it."""
-    _expect_running(directory)
+    _expect_live(directory)
     with ExitStack() as undo:
         terminal, slave = None, stand_in.NO_TERMINAL
         if request.process.terminal:
@@ -99,7 +99,7 @@ def _stand_in(directory: store.Directory, slave: int) -> stand_in.StandIn:
     try:
         return stand_in.start_exec(first, container.rootfs, slave)
     except HostError:
-        _expect_running(directory)  # its namespaces go when it ends
+        _expect_live(directory)  # its namespaces go when it ends
         raise
     finally:
         os.close(first)
@@ -126,18 +126,18 @@ def _await_answer(directory: store.Directory, connection: Connection) -> None:
                 pass
     except Reported as error:
         if error.kind == KIND_WRONG_STATE:
-            _expect_running(directory)
+            _expect_live(directory)
         raise
 
 
-def _expect_running(directory: store.Directory) -> None:
+def _expect_live(directory: store.Directory) -> None:
     """Raises WrongState, in runc's words."""
     status = store.status_of(directory.read(store.STATE))
     if status == "paused":
         raise WrongState("cannot exec in a paused container")
     if status in ("stopped", ""):
         raise _stopped()
-    if status != "running":
+    if status not in ("created", "running"):
         raise WrongState(f"cannot exec in a container that is not running: {status}")
 
 

@@ -1,9 +1,11 @@
 """config.json of the runtime-spec (config.md, config-linux.md) as types: what a value must look like.
 
-Members that are not here are ignored, as the specification asks ("runtimes MUST NOT generate an error
-if they encounter an unknown property"); what is here and of another type or out of its range is an
-error, also where only the guest acts upon it: it is told before a VM boots. The guest reads the file
-again and judges it on its own, with types of its own.
+What is of another type or out of its range is an error, also where only the guest acts upon it: it is
+told before a VM boots. The guest reads the file again and judges it on its own, with types of its own.
+Members that are not here are errors, too: the specification would have them ignored, but the one that
+is misspelt, or newer than we are, might be the one that protects something.
+
+What stands here as `Raw` is refused or left out whatever it is (spec_rules.py).
 
 Null stands for an absent list or object, since Go writes it so.
 """
@@ -11,7 +13,7 @@ Null stands for an absent list or object, since Go writes it so.
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw
 
 NamespaceType = Literal["pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"]
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
@@ -24,8 +26,13 @@ Mode = Annotated[int, Meta(ge=0, le=0o7777)]
 Texts = tuple[Text, ...] | None
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """An object of config.json."""
+
+
+def _raw(name: str = "") -> Raw:
+    raw: Raw = msgspec.field(name=name or None, default=Raw())
+    return raw
 
 
 class ConsoleSize(Part, frozen=True, kw_only=True, rename="camel"):
@@ -38,10 +45,11 @@ class ConsoleSize(Part, frozen=True, kw_only=True, rename="camel"):
 class User(Part, frozen=True, kw_only=True, rename="camel"):
     """process.user."""
 
-    uid: Uint32 = 0
-    gid: Uint32 = 0
+    uid: Uint32
+    gid: Uint32
     umask: Mode | None = None
     additional_gids: tuple[Uint32, ...] | None = None
+    username: Text = ""
 
 
 class Capabilities(Part, frozen=True, kw_only=True, rename="camel"):
@@ -62,22 +70,6 @@ class Rlimit(Part, frozen=True, kw_only=True, rename="camel"):
     hard: Unsigned
 
 
-class Scheduler(Part, frozen=True, kw_only=True, rename="camel"):
-    """process.scheduler."""
-
-    policy: str
-    nice: int = 0
-    priority: int = 0
-    flags: Texts = None
-
-
-class IoPriority(Part, frozen=True, kw_only=True, rename="camel"):
-    """process.ioPriority."""
-
-    class_: str = msgspec.field(name="class")
-    priority: int = 0
-
-
 class Process(Part, frozen=True, kw_only=True, rename="camel"):
     """process: a program to run in the guest, the container's first or an exec's."""
 
@@ -93,8 +85,10 @@ class Process(Part, frozen=True, kw_only=True, rename="camel"):
     oom_score_adj: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
     apparmor_profile: Text = ""
     selinux_label: Text = ""
-    scheduler: Scheduler | None = None
-    io_priority: IoPriority | None = None
+    command_line: Text = ""
+    scheduler: Raw = Raw()
+    io_priority: Raw = Raw()
+    exec_cpu_affinity: Raw = _raw("execCPUAffinity")
 
 
 class Root(Part, frozen=True, kw_only=True, rename="camel"):
@@ -203,7 +197,7 @@ class Cpu(Part, frozen=True, kw_only=True, rename="camel"):
 class Pids(Part, frozen=True, kw_only=True, rename="camel"):
     """linux.resources.pids."""
 
-    limit: int
+    limit: int | None = None
 
 
 class WeightDevice(Part, frozen=True, kw_only=True, rename="camel"):
@@ -266,6 +260,8 @@ class Resources(Part, frozen=True, kw_only=True):
         name="hugepageLimits", default=None
     )
     unified: dict[str, str] | None = None
+    network: Raw = Raw()
+    rdma: Raw = Raw()
 
 
 class SyscallArgument(Part, frozen=True, kw_only=True, rename="camel"):
@@ -294,7 +290,15 @@ class Seccomp(Part, frozen=True, kw_only=True, rename="camel"):
     architectures: tuple[str, ...] | None = None
     flags: tuple[str, ...] | None = None
     listener_path: Text = ""
+    listener_metadata: Text = ""
     syscalls: tuple[Syscall, ...] | None = None
+
+
+class Personality(Part, frozen=True, kw_only=True):
+    """linux.personality."""
+
+    domain: Literal["LINUX", "LINUX32"]
+    flags: Texts = None
 
 
 class Linux(Part, frozen=True, kw_only=True):
@@ -310,13 +314,17 @@ class Linux(Part, frozen=True, kw_only=True):
     seccomp: Seccomp | None = None
     rootfs_propagation: (
         Literal[
-            "", "shared", "slave", "private", "unbindable",
-            "rshared", "rslave", "rprivate", "runbindable",
+            "", "shared", "slave", "private", "rshared", "rslave", "rprivate",
         ]
     ) = msgspec.field(name="rootfsPropagation", default="")  # fmt: skip
     masked_paths: tuple[Path, ...] | None = msgspec.field(name="maskedPaths", default=None)
     readonly_paths: tuple[Path, ...] | None = msgspec.field(name="readonlyPaths", default=None)
     mount_label: Text = msgspec.field(name="mountLabel", default="")
+    personality: Personality | None = None
+    intel_rdt: Raw = _raw("intelRdt")
+    memory_policy: Raw = _raw("memoryPolicy")
+    net_devices: Raw = _raw("netDevices")
+    time_offsets: Raw = _raw("timeOffsets")
 
 
 class Document(Part, frozen=True, kw_only=True, rename="camel"):
@@ -331,6 +339,11 @@ class Document(Part, frozen=True, kw_only=True, rename="camel"):
     hooks: Hooks | None = None
     annotations: dict[str, str] | None = None
     linux: Linux | None = None
+    freebsd: Raw = Raw()
+    solaris: Raw = Raw()
+    vm: Raw = Raw()
+    windows: Raw = Raw()
+    zos: Raw = Raw()
 
 
 JSON_LIMITS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

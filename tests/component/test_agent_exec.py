@@ -271,9 +271,17 @@ def test_states_in_which_nothing_can_be_executed(host: Host) -> None:
     assert _failed(answer, ErrorCode.WRONG_STATE, Phase.RUN).endswith("it is being created")
     host.ask(messages.DeleteContainer, container="c2")
     host.answer(number)
-    host.create("sleep", "1000", container="c3", **NO_STDIO)
-    answer = host.execute("sh", container="c3")
-    assert _failed(answer, ErrorCode.WRONG_STATE, Phase.RUN).endswith("it is created")
+
+
+def test_beside_a_program_that_waits_to_be_started(host: Host) -> None:
+    members = {"container": "c2", "stdin": 0, "stdout": 4, "stderr": 0}
+    host.create("sh", "-c", "cat /left; exit 5", **members)
+    done = host.execute("sh", "-c", "echo before >/left", container="c2")
+    assert isinstance(done, messages.Done), done
+    assert host.exec_exit_code() == 0
+    host.start("c2")
+    assert host.exit_code("c2") == 5
+    assert host.output[4] == b"before\n"
 
 
 def test_names_of_processes(host: Host) -> None:

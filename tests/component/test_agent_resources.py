@@ -164,11 +164,15 @@ def test_states(
 ) -> None:
     _failed(_ask(host, kind, **members), ErrorCode.CONTAINER_UNKNOWN)
     host.create("sh", "-c", "exit 0", **NO_STDIO)
-    if kind in {messages.PauseContainer, messages.ResumeContainer}:
+    if kind is messages.ResumeContainer:
         text = _failed(_ask(host, kind, **members), ErrorCode.WRONG_STATE)
         assert text == f"cannot {verb} container c1: it is created"
     else:
         assert isinstance(_ask(host, kind, **members), messages.Done)
+    if kind is messages.PauseContainer:
+        start = host.request(messages.StartContainer, container="c1")
+        assert _failed(start, ErrorCode.WRONG_STATE) == "cannot start container c1: it is paused"
+        assert isinstance(_ask(host, messages.ResumeContainer), messages.Done)
     host.start()
     host.exit_code()
     text = _failed(_ask(host, kind, **members), ErrorCode.WRONG_STATE)
@@ -242,7 +246,7 @@ def test_figures(host: Host) -> None:
         (b'{"memory":{"limt":1}}', "resources.memory: object contains unknown field limt"),
         (b'{"unified":{"cgroup.kill":"1"}}', "resources.unified: 'cgroup.kill' is not accepted"),
         (b'{"unified":{"../x":"1"}}', "resources.unified: '../x' is not accepted"),
-        (b'{"pids":{}}', "resources.pids: object missing required field limit"),
+        (b'{"pids":{"limit":null,"x":1}}', "resources.pids: object contains unknown field x"),
     ],
 )
 def test_limits_that_are_refused(host: Host, resources: bytes, text: str) -> None:

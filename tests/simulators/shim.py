@@ -141,7 +141,7 @@ class Shim:
             connection.send(f"error\0wrong-state\0{verb} in state {self.status}\0".encode())
 
     def carry_out(self, verb: str, fields: list[str], descriptors: list[int]) -> list[str]:
-        if verb == "exec" and self.status == "running":
+        if verb == "exec" and self.status in ("created", "running"):
             return self.execute(fields, descriptors)
         if verb == "pause" and self.status in ("created", "running"):
             self.set_status("paused")

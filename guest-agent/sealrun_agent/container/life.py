@@ -3,6 +3,8 @@
     CREATING --made--> CREATED --start--> STARTING --> RUNNING <--pause, resume--> PAUSED
                           \\________________|____________/_______________________/--exit--> STOPPED
 
+CREATED can be paused, too, and goes on as what it was.
+
 State belongs to the loop's thread. What is slow (pull, crun, unmounting) is done by the container's
 own worker, one piece after the other, so that a delete waits for the create it cancelled.
 
@@ -70,7 +72,7 @@ class Container:
         """Begin to create. `gone` is called when nothing of the container is left, before `answer`
         where creating failed. The request's stream ids are free to use."""
         self._here, self._id, self._gone = here, request.container, gone
-        self._state = State.CREATING
+        self._state = self._before_pause = State.CREATING
         self._unwanted = threading.Event()
         self._made: _Made | None = None
         self._left: _Made | None = None  # the same, as the worker knows it
@@ -124,7 +126,7 @@ class Container:
         """Run one more program."""
         if not may_execute(self._here.tenant):
             answer(RunError(ErrorCode.POLICY_DENIED, "[container] of the init-data allows no exec"))
-        elif self._state is State.RUNNING:
+        elif self._state in {State.CREATED, State.RUNNING}:
             self.executions.begin(request, answer)
         else:
             answer(self._wrong_state("execute a program in"))
@@ -135,11 +137,18 @@ class Container:
 
     def pause(self, answer: Answer) -> None:
         """Stop all processes, but for what kills them."""
-        self._switch(State.RUNNING, State.PAUSED, self._cgroup.freeze, "pause", answer)
+        if self._state not in {State.CREATED, State.RUNNING}:
+            answer(self._wrong_state("pause"))
+            return
+        self._before_pause = self._state
+        self._switch(State.PAUSED, self._cgroup.freeze, answer)
 
     def resume(self, answer: Answer) -> None:
         """Let all processes go on."""
-        self._switch(State.PAUSED, State.RUNNING, self._cgroup.thaw, "resume", answer)
+        if self._state is not State.PAUSED:
+            answer(self._wrong_state("resume"))
+            return
+        self._switch(self._before_pause, self._cgroup.thaw, answer)
 
     def update(self, resources: bytes, answer: Answer) -> None:
         """Change limits. resources: JSON text of an OCI linux.resources."""
@@ -310,14 +319,9 @@ class Container:
     def _post_exit(self, code: int) -> None:
         self._here.post(messages.ProcessExited(container=self._id, code=code, oom=self._oom))
 
-    def _switch(
-        self, before: State, after: State, work: Callable[[], None], verb: str, answer: Answer
-    ) -> None:
+    def _switch(self, after: State, work: Callable[[], None], answer: Answer) -> None:
         """Into another state at once, so that nothing else begins, and back where it fails."""
-        if self._state is not before:
-            answer(self._wrong_state(verb))
-            return
-        self._state = after
+        before, self._state = self._state, after
 
         def done(error: AgentError | None) -> None:
             if error is not None and self._state is after:

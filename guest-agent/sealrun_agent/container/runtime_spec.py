@@ -71,7 +71,7 @@ class Process(Part, frozen=True):
 
     args: tuple[str, ...]
     cwd: str
-    user: User
+    user: User = User(uid=0, gid=0)
     env: tuple[str, ...] | None = None
     terminal: bool = False
     consoleSize: ConsoleSize | None = None
@@ -194,7 +194,7 @@ class Cpu(Part, frozen=True):
 class Pids(Part, frozen=True):
     """linux.resources.pids."""
 
-    limit: Int64
+    limit: Int64 | None = None
 
 
 class Resources(Part, frozen=True):
@@ -263,7 +263,7 @@ class Spec(Part, frozen=True):
     ociVersion: str
     process: Process
     root: Root
-    linux: Linux
+    linux: Linux = Linux()
     hostname: str = ""
     domainname: str = ""
     mounts: tuple[Mount, ...] | None = None

@@ -4,11 +4,12 @@ import json
 import os
 from typing import Any
 
-from sealrun_runtime import bundle, execution, store
+from sealrun_runtime import bundle, execution, spec_rules, store
 from sealrun_runtime.arguments import Invocation, Parsed, parse
 from sealrun_runtime.commands import create
 from sealrun_runtime.errors import InvalidRequest, Reported, SealrunError, UsageError
 from sealrun_runtime.handover import OCI_CONFIG_FILE
+from sealrun_runtime.log import Log
 
 USAGE = (
     "exec [--detach] [--tty] [--process FILE] [--cwd DIR] [--env NAME=VALUE]… [--user UID[:GID]]"
@@ -65,6 +66,9 @@ def _run(invocation: Invocation, parsed: Parsed) -> int:
     directory = store.open_container(invocation.root, container)
     content = _process(parsed, command, directory)
     process = bundle.parse_process(content)
+    log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
+    for line in spec_rules.apply(content, spec_rules.PROCESS):
+        log.info(line)
     detached, console_socket = parsed.flag("detach"), parsed.value("console-socket")
     create.check_terminal(process.terminal, console_socket, detached=detached)
     request = execution.Request(process, content.decode(), parsed.value("pid-file"), console_socket)

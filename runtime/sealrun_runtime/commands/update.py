@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from sealrun_runtime import bundle, store
+from sealrun_runtime import bundle, spec_rules, store
 from sealrun_runtime.arguments import Invocation, Parsed, container_id, parse
 from sealrun_runtime.errors import NOT_RUNNING, InvalidRequest, UsageError
 from sealrun_runtime.inquiry import ask
+from sealrun_runtime.log import Log
 
 USAGE = (
     "update [--resources FILE|-] [--memory BYTES] [--memory-swap BYTES]"
@@ -73,6 +74,9 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
             raise InvalidRequest(f"option --{name} is not supported: a guest has no such limit")
     directory = store.open_container(invocation.root, container)
     content = _file(parsed.value("resources")) if parsed.value("resources") else _options(parsed)
+    log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
+    for line in spec_rules.apply(content, spec_rules.RESOURCES):
+        log.info(line)
     ask(directory, "update", content.decode(), otherwise=NOT_RUNNING)
     return 0
 

@@ -49,6 +49,8 @@ def run(path: str, listener: int, planner: Planner) -> int:
     with open(handing.OCI_CONFIG_FILE, "rb") as file:
         oci_config = file.read()
     logging.configure("debug" if handover.debug else handover.config.log.level)
+    for line in handover.container.left_out:
+        log.info("config.json: %s", line)
     root, _, name = path.rpartition("/")
     directory = Directory(root, name, descriptor)
     loop = asyncio.new_event_loop()

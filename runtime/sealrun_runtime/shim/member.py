@@ -189,7 +189,7 @@ class Member:
         """Takes the descriptors over. Raises ShimError."""
         streams = self._sandbox.streams
         try:
-            self._container.expect(Status.RUNNING)
+            self._container.expect(Status.CREATED, Status.RUNNING)
             if self._container.ending or streams is None:
                 raise WrongState("the container has ended")
         except ShimError:

@@ -2,6 +2,7 @@
 deletes; each with the state on its stdin, in order, once.
 """
 
+import base64
 import json
 import os
 import signal
@@ -224,6 +225,24 @@ def test_a_poststart_hook_that_fails_ends_the_container(world: World) -> None:
     done = world("run", "-b", bundle, "c1")
     assert (done.returncode, done.stderr) == (1, f"sealrun: {text}\n")
     assert said(world) == "poststop\n" * 2
+    world.assert_nothing_left()
+
+
+@pytest.mark.parametrize("kind", ["createContainer", "startContainer"])
+def test_those_of_the_guest_need_the_tenant_s_word(world: World, kind: str) -> None:
+    hooks = {kind: [{"path": "/bin/setup", "args": ["setup", "-x"]}]}
+    text = f"$.hooks.{kind}[0]: it would run in the guest, and is not among the hooks of [container]"
+    done = world("create", "-b", world.bundle(hooks=hooks), "c1")
+    assert done.returncode == 1
+    assert text in done.stderr
+    for allowed, status in (('["/bin/setup"]', 1), ('["/bin/setup", "-x"]', 0)):
+        ours = f"[container]\\nhooks = [{allowed}]\\n".replace('"', '\\"')
+        document = f'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n"sealrun.toml" = "{ours}"\n'
+        annotations = {"io.sealrun.init-data": base64.b64encode(document.encode()).decode()}
+        bundle = world.bundle(hooks=hooks, annotations=annotations)
+        done = world("create", "-b", bundle, "c1")
+        assert done.returncode == status, done.stderr
+    assert world("delete", "--force", "c1").returncode == 0
     world.assert_nothing_left()
 
 

@@ -91,7 +91,7 @@ def test_update_by_options(world: World) -> None:
 @pytest.mark.parametrize("option", ["--resources=FILE", "-r FILE", "--resources -", "-r -"])
 def test_update_by_file_or_stdin(world: World, option: str) -> None:
     running(world)
-    content = '{"memory":{"limit":134217728,"swap":268435456},"cpu":{"quota":50000}, "unknown": 1}'
+    content = '{"memory":{"limit":134217728,"swap":268435456},"cpu":{"quota":50000}, "rdma": null}'
     path = world.tmp / "resources.json"
     path.write_text(content)
     # As Podman and CRI-O call it: an option beside it does not count.
@@ -114,11 +114,31 @@ def test_update_by_file_or_stdin(world: World, option: str) -> None:
         ),
         (["--resources", "/nowhere"], "cannot read /nowhere: it does not exist"),
         (["--resources", "-"], "cannot read stdin: input data was truncated"),
+        (["--resources", "FILE"], "$.cpu.realtimeRuntime: the guest has no real-time groups"),
     ],
 )
 def test_updates_that_are_refused(world: World, arguments: list[str], text: str) -> None:
     running(world)
+    path = world.tmp / "resources"
+    path.write_text('{"cpu": {"realtimeRuntime": 1}}')
+    arguments = [one.replace("FILE", str(path)) for one in arguments]
     assert failure(world, "update", *arguments, "c1") == text
+
+
+def test_what_has_no_effect_is_said_in_the_log(world: World) -> None:
+    running(world)
+    arguments = ["--memory", "1g", "--memory-swap", "2g", "--cpuset-cpus", "0", "c1"]
+    ok(world, "--debug", "update", *arguments)
+    process = world.tmp / "process.json"
+    process.write_text('{"args": ["exit", "0"], "cwd": "/", "selinuxLabel": "x"}')
+    done = world("--debug", "exec", "--process", str(process), "c1")
+    assert done.returncode == 0
+    words = [json.loads(line)["msg"] for line in world.log.read_text().splitlines()]
+    assert words == [
+        "$.cpu.cpus is left out: the numbers are those of the host's CPUs",
+        "$.memory.swap is left out: the guest has no swap",
+        "$.selinuxLabel is left out: the guest has no SELinux",
+    ]
 
 
 def test_ps(world: World) -> None:
