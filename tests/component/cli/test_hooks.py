@@ -231,7 +231,9 @@ def test_a_poststart_hook_that_fails_ends_the_container(world: World) -> None:
 @pytest.mark.parametrize("kind", ["createContainer", "startContainer"])
 def test_those_of_the_guest_need_the_tenant_s_word(world: World, kind: str) -> None:
     hooks = {kind: [{"path": "/bin/setup", "args": ["setup", "-x"]}]}
-    text = f"$.hooks.{kind}[0]: it would run in the guest, and is not among the hooks of [container]"
+    text = (
+        f"$.hooks.{kind}[0]: it would run in the guest, and is not among the hooks of [container]"
+    )
     done = world("create", "-b", world.bundle(hooks=hooks), "c1")
     assert done.returncode == 1
     assert text in done.stderr
