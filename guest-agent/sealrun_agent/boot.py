@@ -35,6 +35,7 @@ _SYS_FINIT_MODULE = 313  # x86-64
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_loaded: set[str] = set()
 
 
 class Mount(NamedTuple):
@@ -129,13 +130,17 @@ def mount_all() -> None:
 
 
 def load_modules(groups: Collection[str]) -> None:
-    """Load the modules of `groups` in the order that the build of the image found."""
-    loaded = set()
+    """Load the modules of `groups` in the order that the build of the image found, once."""
     for line in _lines(f"{MODULES}/order"):
         group, name = line.split()
-        if group in groups and name not in loaded:
+        if group in groups and name not in _loaded:
             _load_module(name)
-            loaded.add(name)
+            _loaded.add(name)
+
+
+def load_drivers() -> None:
+    """Load the modules of devices that came after the boot."""
+    load_modules(device_groups())
 
 
 def device_groups(directory: str = VIRTIO_DEVICES) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Final
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.init_data import InitData
 
+from sealrun_agent import boot
 from sealrun_agent.attestation.attester import detect
 from sealrun_agent.container.surroundings import Order, Rootfs
 from sealrun_agent.container.workload import Program
@@ -56,6 +57,7 @@ def machine() -> Machine:
         set_clock=set_clock,
         images=lambda policy: RegistryImages(policy, f"{_DIRECTORY}/images"),
         shares=SharedTree(f"{_DIRECTORY}/host"),
+        load_drivers=boot.load_drivers,
     )
 
 

@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sealrun_protocol import init_data, limits, messages
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.messages import GuestMessage, HostMessage, ProtocolViolation, Request
+from sealrun_protocol.network import Network
 
 from sealrun_agent.channel import Channel
 from sealrun_agent.container.bundle import is_container_id
@@ -33,6 +34,9 @@ from sealrun_agent.streams import Post, Streams
 from sealrun_agent.tunnel import Tunnels
 from sealrun_agent.version import VERSION
 
+if TYPE_CHECKING:
+    from sealrun_agent.network.networking import Networking
+
 _REMEMBERED: Final = 256  # answers that are given again, and requests that wait for theirs
 _CONTAINERS: Final = 64  # in one sandbox: a pod has a few
 _EXECUTIONS: Final = (
@@ -48,7 +52,7 @@ class Machine(NamedTuple):
 
     tee: as in Hello. directory: private, for bundles and sockets. check_init_data: raises AttestError
     where it is not what the TEE was launched with. images: made once the policy is known.
-    crun_options: more global options for crun."""
+    crun_options: more global options for crun. load_drivers: of devices that came after the boot."""
 
     tee: str
     directory: str
@@ -58,6 +62,7 @@ class Machine(NamedTuple):
     images: Callable[[Policy], Images]
     shares: Shares
     crun_options: tuple[str, ...] = ()
+    load_drivers: Callable[[], None] = lambda: None
 
 
 def run(port_fd: int) -> None:
@@ -112,6 +117,7 @@ class Service:
         self._tunnels = Tunnels(events, self._streams, post)
         self._progress = Progress(self._send_progress)
         self._here: Surroundings | None = None  # once it is configured
+        self._network: Networking | None = None  # once it was described
         self._containers: dict[str, Container] = {}
         self._highest = -1
         self._pending: set[int] = set()
@@ -186,6 +192,8 @@ class Service:
             case messages.ConfigureSandbox():
                 self._configure(request)
                 answer(DONE)
+            case messages.ConfigureNetwork(network=network):
+                self._configure_network(network, answer)
             case messages.CreateContainer():
                 self._create(request, answer)
             case messages.StartContainer(container=name):
@@ -257,6 +265,14 @@ class Service:
             attempt=attempt,
             tenant=policy.tenant,
         )
+
+    def _configure_network(self, network: Network, answer: Answer) -> None:
+        if self._network is None:
+            # Many a sandbox has no network.
+            from sealrun_agent.network.networking import Networking
+
+            self._network = Networking(self._events, self._machine.load_drivers, attempt)
+        self._network.configure(network, lambda error: answer(error or DONE))
 
     def _create(self, request: messages.CreateContainer, answer: Answer) -> None:
         assert self._here is not None

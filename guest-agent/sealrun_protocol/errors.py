@@ -67,6 +67,7 @@ class ErrorCode(StrEnum):
     ENCRYPTION_INVALID = "encryption-invalid"
     LAYER_TAMPERED = "layer-tampered"
     # start and run
+    NETWORK_FAILED = "network-failed"
     SPEC_REFUSED = "spec-refused"
     POLICY_DENIED = "policy-denied"
     PROGRAM_NOT_FOUND = "program-not-found"
@@ -220,6 +221,10 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ErrorCode.LAYER_TAMPERED: ErrorInfo(
         "an encrypted layer does not match its authentication code",
         "somebody changed the layer: do not trust this registry",
+    ),
+    ErrorCode.NETWORK_FAILED: ErrorInfo(
+        "the guest could not set up its network",
+        "look at the interfaces and routes in the container's network namespace",
     ),
     ErrorCode.SPEC_REFUSED: ErrorInfo(
         "the guest does not accept the container's configuration",

@@ -8,6 +8,7 @@ Order of a life::
 
     guest: Hello                                   (once, first)
     host:  ConfigureSandbox           guest: Done | Failed
+    host:  ConfigureNetwork           guest: Done | Failed     (where there is one; again on changes)
     host:  CreateContainer            guest: Progress*, OpenTunnel*, then Done | Failed
     host:  StartContainer             guest: Done | Failed
     both:  StreamData, StreamCredit, StreamEnd, StreamReset
@@ -39,6 +40,7 @@ from typing import Final
 import msgspec
 
 from sealrun_protocol.errors import ErrorCode, Phase
+from sealrun_protocol.network import Network
 
 PROTOCOL_VERSION: Final = 1
 AGENT_IDENTITY: Final = b"agent"
@@ -67,6 +69,14 @@ class ConfigureSandbox(Request, frozen=True, kw_only=True):
     init_data: bytes
     hostname: str
     time_ns: int
+
+
+class ConfigureNetwork(Request, frozen=True, kw_only=True):
+    """The network is to be this from now on, all of it; any number of times. What a former request
+    named and this one does not is taken away. Where a device is not there yet, the guest waits for it
+    a while."""
+
+    network: Network
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -306,6 +316,7 @@ Stream = StreamData | StreamCredit | StreamEnd | StreamReset
 
 HostMessage = (
     ConfigureSandbox
+    | ConfigureNetwork
     | CreateContainer
     | StartContainer
     | ExecProcess

@@ -42,6 +42,9 @@ from sealrun_runtime.terminal import Size, Terminal, own_size
 if TYPE_CHECKING:
     from sealrun_protocol.init_data import InitData
 
+HOST_NETWORK_REMEDY: Final = (
+    "give the container a network of its own (--network bridge, slirp4netns, pasta or none)"
+)
 PATIENCE: Final = 10.0  # seconds for a shim whose create was called off to take its sandbox down
 
 
@@ -69,6 +72,8 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     if os.geteuid() != 0:
         raise HostError("rootless containers are not supported yet", remedy="run as root")
     container, oci_config = bundle.read(bundle_path)
+    if not any(one.type == "network" for one in container.namespaces):
+        raise InvalidRequest("a VM cannot have the host's own network", remedy=HOST_NETWORK_REMEDY)
     stored = image_reference.stored_image(container)
     image_reference.refuse_annotations_of_image(container, stored)
     settings = config.build(config.resolve(config.files(), container.annotations))

@@ -14,7 +14,7 @@ from errno import ENOTEMPTY
 from select import POLLIN, poll
 
 from sealrun_runtime.errors import HostError, NotFound, cause
-from sealrun_runtime.store import CGROUPS, PROCESSES, Directory
+from sealrun_runtime.store import CGROUPS, NETWORK, PROCESSES, Directory
 
 SHIM_ROLE = "shim"
 STAND_IN_ROLE = "stand-in"
@@ -83,6 +83,8 @@ def remove(directory: Directory, *, patience: float) -> bool:
     hooks = False
     while True:
         _kill_all(directory, patience)
+        if record := directory.read(NETWORK).decode():
+            _release_network(record)
         for path in reversed(directory.read(CGROUPS).decode().splitlines()):
             _remove_cgroup(path)
         try:
@@ -149,6 +151,16 @@ def _wait(processes: list[int], seconds: float) -> bool:
             poller.unregister(process)
             pending.discard(process)
     return True
+
+
+def _release_network(record: str) -> None:
+    """The shim was killed, else there would be no record."""
+    from sealrun_runtime.network import leftover
+
+    try:
+        leftover.release(record)
+    except OSError as error:
+        raise HostError(f"cannot give the network's interfaces back: {cause(error)}") from error
 
 
 def _remove_cgroup(path: str) -> None:

@@ -9,6 +9,7 @@
     poststart.json, poststop.json
                   the hooks that `start` and `delete` run, where there are any  (hooks.py)
     cgroups       lines of absolute cgroup directories that the shim made, the deepest last
+    network       lines about redirected interfaces, while there are any  (network/leftover.py)
     channel.sock, console.log, vmm.log, shim.log
 
 This module is on the hot path: `posix` instead of `os` (which costs 1 ms).
@@ -22,6 +23,7 @@ STATE = "state.json"
 SOCKET = "shim.sock"
 PROCESSES = "processes"
 CGROUPS = "cgroups"
+NETWORK = "network"
 POSTSTART = "poststart.json"
 POSTSTOP = "poststop.json"
 SHIM_LOG = "shim.log"

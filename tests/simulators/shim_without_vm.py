@@ -20,9 +20,11 @@ from sealrun_runtime.shim import shared_tree  # noqa: E402
 from sealrun_runtime.shim.machine import Plan  # noqa: E402
 from sealrun_runtime.shim.main import main  # noqa: E402
 from sealrun_vmm.driver import DriverName, MachineExit  # noqa: E402
-from sealrun_vmm.errors import HostUnfit  # noqa: E402
+from sealrun_vmm.errors import ChangeFailed, HostUnfit  # noqa: E402
 from sealrun_vmm.process import Enlist, VmmProcess, spawn, unknown  # noqa: E402
-from sealrun_vmm.spec import Accelerator, Tee, VmSpec  # noqa: E402
+from sealrun_vmm.spec import Accelerator, Nic, Tee, VmSpec  # noqa: E402
+
+TOO_SMALL = 1234  # the MTU of a network device that cannot be plugged in
 
 
 class SleepingMachine:
@@ -30,6 +32,7 @@ class SleepingMachine:
 
     def __init__(self, process: VmmProcess) -> None:
         self._process = process
+        self._taps: dict[str, int] = {}
 
     @property
     def pid(self) -> int:
@@ -39,8 +42,24 @@ class SleepingMachine:
         code = await self._process.wait()
         return MachineExit(orderly=False, reason=f"killed by signal {-code}")
 
+    async def add_nic(self, name: str, nic: Nic) -> None:
+        """Note it, and keep its tap open as a VMM would."""
+        if nic.mtu == TOO_SMALL:
+            raise ChangeFailed(f"{name}: it is too small")
+        self._taps[name] = os.dup(nic.tap_fd)
+        _note(f"+{name} {nic.mac} {nic.mtu}")
+
+    async def remove_nic(self, name: str) -> None:
+        os.close(self._taps.pop(name))
+        _note(f"-{name}")
+
     async def stop(self) -> None:
         await self._process.kill()
+
+
+def _note(text: str) -> None:
+    with open("nics", "a") as file:
+        file.write(f"{text}\n")
 
 
 class SleepingDriver:
@@ -54,9 +73,14 @@ class SleepingDriver:
         self, spec: VmSpec, directory: str, enlist: Enlist = unknown
     ) -> SleepingMachine:
         self.check(spec)
+        for nic in spec.nics:
+            _note(f"{nic.mac} {nic.mtu}")
+        taps = [nic.tap_fd for nic in spec.nics]
         command = ("/bin/sleep", "600")
         return SleepingMachine(
-            spawn(command, directory, output="out", errors="vmm.log", enlist=enlist)
+            spawn(
+                command, directory, output="out", errors="vmm.log", descriptors=taps, enlist=enlist
+            )
         )
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Protocol
 
 from sealrun_vmm.process import Enlist, unknown
-from sealrun_vmm.spec import VmSpec
+from sealrun_vmm.spec import Nic, VmSpec
 
 
 class DriverName(StrEnum):
@@ -36,6 +36,14 @@ class Machine(Protocol):
 
     async def wait(self) -> MachineExit:
         """Return when the VM is gone, whatever ended it. May be awaited any number of times."""
+
+    async def add_nic(self, name: str, nic: Nic) -> None:
+        """Plug one more network device into the running VM. name: as `nicN`, where N counts all that
+        the VM ever had. Raises SpecRefused where there is no place for it, VmmError."""
+
+    async def remove_nic(self, name: str) -> None:
+        """Take a network device out. Raises SpecRefused for one that the VM was born with, where the
+        VMM cannot, VmmError."""
 
     async def stop(self) -> None:
         """End the VM now; returns when the VMM process is gone and reaped. Idempotent."""

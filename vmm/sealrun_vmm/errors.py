@@ -2,8 +2,9 @@
 
     VmmError
     ├── HostUnfit      this machine lacks something (a binary, a device, a version); names it
-    ├── SpecRefused    the driver cannot honour the VmSpec; nothing was started
+    ├── SpecRefused    the driver cannot honour the VmSpec, or a change of it; nothing was done
     ├── LaunchFailed   the VMM did not start, or died during the start; carries its last words
+    ├── ChangeFailed   the VMM did not carry out a change of the running VM
     └── CannotMeasure  a firmware, an IGVM file or a kernel is not what it would have to be
 
 Texts are lower case, without a full stop: "cannot start qemu: …"; `remedy` says what to do.
@@ -24,6 +25,10 @@ class HostUnfit(VmmError):
 
 class SpecRefused(VmmError):
     """The spec asks for something that this driver cannot do."""
+
+
+class ChangeFailed(VmmError):
+    """A change of the running VM came to nothing."""
 
 
 class LaunchFailed(VmmError):

@@ -59,6 +59,7 @@ class VmSpec:
     cpus: virtual CPUs, >= 1. memory_mib: RAM in MiB.
     channel: the unix socket on which the shim's ZeroMQ ROUTER listens before the VM starts.
     console: file that receives the serial console, kept for post-mortem.
+    later_nics: how many more may be plugged in while the VM runs, where that takes preparation.
     landlock: a VMM that can confine itself to its own files by Landlock must.
     firmware: absolute path of the firmware that takes kernel, initrd and cmdline from the VMM and
         measures them: OVMF, or for Cloud Hypervisor an IGVM file. Empty: the VMM starts the kernel.
@@ -79,6 +80,7 @@ class VmSpec:
     console: str = "console.log"
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
+    later_nics: int = 0
     shares: tuple[Share, ...] = ()
     landlock: bool = True
     tee: Tee = Tee.NONE

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sealrun_vmm.errors import HostUnfit as VmmHostUnfit
@@ -19,13 +20,14 @@ from sealrun_runtime import leftovers
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import cgroup as cgroups
 from sealrun_runtime.shim import log as logging
-from sealrun_runtime.shim import tpm
+from sealrun_runtime.shim import network, tpm
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.machine import Launched, Planner
 from sealrun_runtime.shim.shared_tree import SharedTree
+from sealrun_runtime.shim.wires import Namespace
 from sealrun_runtime.store import Directory
 
 if TYPE_CHECKING:
@@ -65,13 +67,17 @@ async def _life(
     handover: Handover, oci_config: bytes, directory: Directory, listener: int, planner: Planner
 ) -> None:
     cgroup: Cgroup | None = None
+    place: Namespace | None = None
     launched: Launched | None = None
     failure: ShimError | None = None
     try:
         cgroup = _enter_cgroup(handover, directory)
-        launched = await _launch(handover, directory, planner)
+        place = network.of_bundle(handover, directory)
+        launched = await _launch(handover, directory, planner, place)
     except ShimError as error:
         failure = error
+        if place is not None:
+            place.close()
     from sealrun_runtime.shim.sandbox import Sandbox
     from sealrun_runtime.shim.server import Server
 
@@ -112,12 +118,16 @@ def _expect_trouble(sandbox: "Sandbox") -> None:
     loop.set_exception_handler(broken)
 
 
-async def _launch(handover: Handover, directory: Directory, planner: Planner) -> Launched:
+async def _launch(
+    handover: Handover, directory: Directory, planner: Planner, place: Namespace | None
+) -> Launched:
     """Raises ShimError."""
     attendants: list[Attendant] = []
     tree = None
     try:
         name, driver, spec = planner(handover)
+        if place is not None:
+            spec = replace(spec, nics=place.nics)
         channel = _listen(spec.channel)
         for share in spec.shares:
             tree = SharedTree.serve(share.socket, directory)
@@ -134,7 +144,9 @@ async def _launch(handover: Handover, directory: Directory, planner: Planner) ->
     log.info("launched the VM, pid %d", machine.pid)
     # Only now: the VMM would inherit it.
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
-    return Launched(name.value, machine, spec, channel, tuple(attendants), tree)
+    if place is not None:
+        place.handed_over()
+    return Launched(name.value, machine, spec, channel, tuple(attendants), tree, place)
 
 
 async def _dismiss(attendants: list[Attendant]) -> None:

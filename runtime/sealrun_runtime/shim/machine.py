@@ -3,7 +3,7 @@ shares with it."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sealrun_vmm.assets import GuestImage
 from sealrun_vmm.driver import Machine
@@ -16,11 +16,17 @@ from sealrun_runtime.machine import Plan, Tenant
 from sealrun_runtime.shim import shared_tree
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.shared_tree import SharedTree
+from sealrun_runtime.shim.wires import Namespace
+
+LATER_NICS: Final = 4
+"""Networks that a container can be connected to after its VM was launched (network.py). QEMU needs a
+port for each from the beginning; they cost the boot nothing that can be measured."""
 
 
 class Launched(NamedTuple):
     """A VM that was launched. driver: its name. channel: the descriptor on which its agent is
-    awaited. attendants: what it depends on. tree: what the host shares with it."""
+    awaited. attendants: what it depends on. tree: what the host shares with it. network: the namespace
+    of config.json whose interfaces it took over."""
 
     driver: str
     machine: Machine
@@ -28,6 +34,7 @@ class Launched(NamedTuple):
     channel: int
     attendants: tuple[Attendant, ...]
     tree: SharedTree | None = None
+    network: Namespace | None = None
 
 
 Planner = Callable[[Handover], Plan]
@@ -51,4 +58,6 @@ def vm_spec(
 
 def _for_sandbox(handover: Handover, spec: VmSpec) -> VmSpec:
     """Raises SpecRefused."""
-    return dataclasses.replace(spec, shares=shared_tree.device(handover, spec.tee))
+    return dataclasses.replace(
+        spec, shares=shared_tree.device(handover, spec.tee), later_nics=LATER_NICS
+    )

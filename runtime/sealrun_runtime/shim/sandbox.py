@@ -19,6 +19,7 @@ from sealrun_runtime.shim.errors import CalledOff, NotFound, ShimError, WrongSta
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.machine import Launched
 from sealrun_runtime.shim.member import Member
+from sealrun_runtime.shim.network import has_own_network
 from sealrun_runtime.shim.process import Descriptors
 from sealrun_runtime.shim.server import Progress
 from sealrun_runtime.shim.shared_tree import SharedTree
@@ -108,7 +109,9 @@ class Sandbox:
             raise self.failure
         try:
             member = self._member(container)
-        except NotFound:
+            if self._vm.network is not None and has_own_network(self._handover):
+                self._vm.network.adopt(pid)
+        except ShimError:
             given.close()
             raise
         self._asked = True
@@ -116,7 +119,10 @@ class Sandbox:
 
     async def start(self, container: str) -> None:
         """See server.Requests."""
-        await self._member(container).start()
+        member = self._member(container)
+        if self._vm.network is not None:
+            await self._vm.network.follow()
+        await member.start()
 
     async def execute(
         self, container: str, name: str, pid: int, given: Descriptors, config: bytes

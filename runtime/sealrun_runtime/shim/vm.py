@@ -30,6 +30,7 @@ from sealrun_runtime.shim.errors import (
 )
 from sealrun_runtime.shim.log import guest as log_guest
 from sealrun_runtime.shim.machine import Launched
+from sealrun_runtime.shim.network import Network
 from sealrun_runtime.shim.relay import Relay
 from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.shim.streams import Streams
@@ -59,7 +60,7 @@ class Owner(Protocol):
 
 
 class Vm:
-    """Event loop only. streams: None until it was launched."""
+    """Event loop only. network, streams: None until it was launched."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -68,6 +69,7 @@ class Vm:
         self._channel: Channel | None = None
         self._relay: Relay | None = None
         self.agent = Agent(self.send)
+        self.network: Network | None = None
         self.streams: Streams | None = None
         self._hello: asyncio.Future[messages.Hello] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -89,6 +91,7 @@ class Vm:
             self._channel,
             log_guest,
         )
+        self.network = Network(self.agent, launched.machine, launched.network)
         self._owner.spawn(self._watch(launched.machine))
         for attendant in launched.attendants:
             self._owner.spawn(self._watch_attendant(attendant))
@@ -125,6 +128,8 @@ class Vm:
             self._channel.close()
         if self._launched is not None:
             await self._launched.machine.stop()
+            if self.network is not None:
+                self.network.close()
             if self._launched.tree is not None:
                 self._launched.tree.end()
             for attendant in self._launched.attendants:
@@ -155,6 +160,8 @@ class Vm:
                 lambda number: request.configure_sandbox(number, handover),
                 agent.CONFIGURE_SECONDS,
             )
+            assert self.network is not None
+            await self.network.refresh()
         except ShimError as error:
             self._owner.fail(error)
             return

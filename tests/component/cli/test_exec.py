@@ -286,7 +286,7 @@ def test_the_end_of_the_container_is_the_end_of_its_execs(world: World) -> None:
 
 
 def test_the_end_of_the_shim_is_the_end_of_execs_without_a_pid_namespace(world: World) -> None:
-    running(world, linux={"namespaces": [{"type": "mount"}]})
+    running(world, linux={"namespaces": [{"type": "mount"}, {"type": "network"}]})
     pid = detached(world, "report")
     assert os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     os.kill(world.processes()["shim"], signal.SIGKILL)

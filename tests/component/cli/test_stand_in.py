@@ -38,7 +38,10 @@ def test_the_stand_in_is_small(world: World) -> None:
 
 
 def test_stray_signals_do_not_end_the_stand_in_but_kill_does(world: World) -> None:
-    namespaces = [{"type": "mount"}]  # as with --pid=host: no PID 1 that is immune by itself
+    namespaces = [
+        {"type": "mount"},
+        {"type": "network"},
+    ]  # as with --pid=host: no PID 1 that is immune by itself
     pid = world.create(linux={"namespaces": namespaces})
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1):
         os.kill(pid, number)

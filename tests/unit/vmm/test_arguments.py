@@ -36,6 +36,7 @@ SPECS = {
             Disk(path="/var/lib/c.img", serial="layer", readonly=True),
         ),
         nics=(Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),),
+        later_nics=2,
         shares=(Share(socket="share.sock", tag="bundle"),),
     ),
     "snp": dataclasses.replace(
@@ -72,7 +73,7 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_golden(name: str, request: pytest.FixtureRequest) -> None:
     lines = []
-    for word in arguments("/usr/bin/qemu-system-x86_64", SPECS[name]):
+    for word in arguments("/usr/bin/qemu-system-x86_64", SPECS[name], control=9):
         lines.append(f"  {shlex.quote(word)}" if lines and not word.startswith("-") else word)
     rendered = "\n".join(lines) + "\n"
     path = GOLDEN / f"qemu-{name}.txt"

@@ -54,7 +54,7 @@ SPECS = {
 
 def calls(spec: VmSpec) -> list[tuple[str, dict[str, object]]]:
     """The calls with a body, in order."""
-    nets = [config.net_config(index, nic) for index, nic in enumerate(spec.nics)]
+    nets = [config.net_config(f"nic{index}", nic) for index, nic in enumerate(spec.nics)]
     return [("vm.create", config.vm_config(spec)), *(("vm.add-net", net) for net in nets)]
 
 

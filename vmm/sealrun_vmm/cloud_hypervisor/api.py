@@ -62,6 +62,10 @@ class Api:
         """Add a NetConfig on an open tap device."""
         await self._call("PUT", "vm.add-net", config, [tap])
 
+    async def remove_device(self, name: str) -> None:
+        """Take a device out of the running VM."""
+        await self._call("PUT", "vm.remove-device", {"id": name})
+
     async def boot(self) -> None:
         """Start the VM."""
         await self._call("PUT", "vm.boot")

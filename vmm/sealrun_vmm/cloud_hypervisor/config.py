@@ -62,9 +62,9 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
     return config
 
 
-def net_config(index: int, nic: Nic) -> dict[str, Any]:
+def net_config(name: str, nic: Nic) -> dict[str, Any]:
     """The NetConfig of vm.add-net for a tap whose descriptor goes with the call."""
-    return {"id": f"nic{index}", "mac": nic.mac, "mtu": nic.mtu}
+    return {"id": name, "mac": nic.mac, "mtu": nic.mtu}
 
 
 def _numbered(render: Any, devices: Sequence[Any]) -> list[dict[str, Any]]:

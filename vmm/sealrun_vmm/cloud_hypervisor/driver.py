@@ -111,7 +111,7 @@ async def _boot(api: Api, spec: VmSpec) -> None:
     program.require(await api.ping(), confidential.FEATURES[spec.tee])
     await api.create(config.vm_config(spec))
     for index, nic in enumerate(spec.nics):
-        await api.add_net(config.net_config(index, nic), nic.tap_fd)
+        await api.add_net(config.net_config(f"nic{index}", nic), nic.tap_fd)
     await api.boot()
 
 

@@ -10,10 +10,13 @@ import os
 from typing import Final
 
 from sealrun_vmm import guest, process
+from sealrun_vmm.cloud_hypervisor import config
 from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
 from sealrun_vmm.cloud_hypervisor.events import Event, Monitor
 from sealrun_vmm.cloud_hypervisor.program import PROGRAM
 from sealrun_vmm.driver import MachineExit
+from sealrun_vmm.errors import ChangeFailed
+from sealrun_vmm.spec import Nic
 
 LOG: Final = "vmm.log"
 STOP_SECONDS: Final = 2.0  # that an orderly end may take
@@ -66,6 +69,20 @@ class CloudHypervisorMachine:
         finally:
             await self._process.kill()
         await self.wait()
+
+    async def add_nic(self, name: str, nic: Nic) -> None:
+        """Plug in a network device. Raises ChangeFailed."""
+        try:
+            await self.api.add_net(config.net_config(name, nic), nic.tap_fd)
+        except ApiError as error:
+            raise ChangeFailed(f"{PROGRAM} {error}") from error
+
+    async def remove_nic(self, name: str) -> None:
+        """Take a network device out. Raises ChangeFailed."""
+        try:
+            await self.api.remove_device(name)
+        except ApiError as error:
+            raise ChangeFailed(f"{PROGRAM} {error}") from error
 
     async def pause(self) -> None:
         """Stop the guest's virtual CPUs. Raises ApiError."""

@@ -11,6 +11,7 @@ from sealrun_protocol.messages import CHANNEL_PORT_NAME
 from sealrun_vmm.qemu import confidential
 from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
 
+NO_CONTROL = -1
 TRANSLATION_CACHE_MIB = 128  # of TCG; QEMU's default is an eighth of the host's memory
 
 _MACHINE = "q35,smm=off,sata=off,smbus=off,vmport=off,hpet=off,i8042=off,usb=off"
@@ -21,8 +22,9 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 _MODERN = "disable-legacy=on"
 
 
-def arguments(binary: str, spec: VmSpec) -> list[str]:
-    """The command that boots `spec`. Raises SpecRefused for what this driver cannot do."""
+def arguments(binary: str, spec: VmSpec, control: int = NO_CONTROL) -> list[str]:
+    """The command that boots `spec`. control: the descriptor of a connected socket on which QEMU is
+    to take commands. Raises SpecRefused for what this driver cannot do."""
     confidential.check(spec)
     command = [binary, "-name", f"guest={_value(spec.name)}"]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
@@ -33,6 +35,9 @@ def arguments(binary: str, spec: VmSpec) -> list[str]:
     command += ["-append", spec.cmdline]
     # The driver copies standard output to the console's file, and bounds it.
     command += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    if control != NO_CONTROL:
+        command += ["-chardev", f"socket,id=control,fd={control}"]
+        command += ["-mon", "chardev=control,mode=control"]
     command += _channel(spec)
     command += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-pci,rng=rng,{_MODERN}"]
     for index, disk in enumerate(spec.disks):
@@ -41,6 +46,8 @@ def arguments(binary: str, spec: VmSpec) -> list[str]:
         command += _nic(index, nic)
     for index, share in enumerate(spec.shares):
         command += _share(index, share)
+    for index in range(spec.later_nics):
+        command += _port(index)
     return command
 
 
@@ -82,6 +89,29 @@ def _nic(index: int, nic: Nic) -> list[str]:
         *("-netdev", f"tap,id=nic{index},fd={nic.tap_fd},vhost=off"),
         *("-device", f"{device},romfile=,{_MODERN}"),
     ]
+
+
+def later_nic(port: int, name: str, nic: Nic) -> tuple[dict[str, object], dict[str, object]]:
+    """The arguments of netdev_add and device_add for a device that is plugged into a port. The tap's
+    descriptor was given to QEMU under the same name."""
+    backend: dict[str, object] = {"type": "tap", "id": name, "fd": name, "vhost": False}
+    device: dict[str, object] = {
+        "driver": "virtio-net-pci",
+        "id": name,
+        "netdev": name,
+        "bus": f"port{port}",
+        "mac": nic.mac,
+        "host_mtu": nic.mtu,
+        "romfile": "",
+        "disable-legacy": "on",
+    }
+    return backend, device
+
+
+def _port(index: int) -> list[str]:
+    """A place for a device that comes later: q35's own bus has none."""
+    place = f"chassis={index + 1},slot={index + 1}"
+    return ["-device", f"pcie-root-port,id=port{index},bus=pcie.0,{place}"]
 
 
 def _share(index: int, share: Share) -> list[str]:
