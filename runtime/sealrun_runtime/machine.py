@@ -6,6 +6,7 @@ sandbox adds to the VM (shares, networks) is added by the shim (shim/machine.py)
 """
 
 import dataclasses
+import re
 from typing import Final, NamedTuple
 
 from sealrun_vmm import assets, cmdline, driver, kvm
@@ -21,6 +22,8 @@ from sealrun_runtime.settings import Config, VmSettings
 
 ENCRYPTED: Final = (Tee.SNP, Tee.TDX)
 """The TEEs that are the CPU's, so that nothing but KVM can use them."""
+OLDEST_GUEST_KERNEL: Final = (6, 12)
+"""The first of Debian's kernels that has the drivers of SNP and TDX guests."""
 
 
 class Tenant(NamedTuple):
@@ -50,6 +53,7 @@ def plan(
     tee = choice.choose(config.tee, tenant.accepted, here, asked)
     accelerator = choose_accelerator(config.vm, tee)
     image = assets.locate(guest_image)
+    _require_driver_in_guest(image, tee)
     failures: list[VmmError] = []
     names = candidates(config.vm, tee, accelerator)
     for candidate in names:
@@ -64,6 +68,18 @@ def plan(
         else:
             return Plan(candidate, loaded, spec)
     raise _none_of(names, failures, tee)
+
+
+def _require_driver_in_guest(image: GuestImage, tee: Tee) -> None:
+    """Raise HostUnfit where the guest could not get evidence."""
+    numbers = [int(number) for number in re.findall(r"\d+", image.kernel_version)[:2]]
+    if tee in ENCRYPTED and tuple(numbers) < OLDEST_GUEST_KERNEL:
+        raise HostUnfit(
+            f"cannot attest a VM with {tee}: the guest image's kernel {image.kernel_version} has no "
+            "driver for it",
+            remedy="build one with guest-agent/image/build --kernel-suite backports, and set "
+            "guest.image in sealrun.toml",
+        )
 
 
 def _none_of(names: list[DriverName], failures: list[VmmError], tee: Tee) -> VmmError:

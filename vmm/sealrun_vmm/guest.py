@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from sealrun_vmm import process
+from sealrun_vmm import kernel, process
 from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import VmSpec
 
@@ -18,11 +18,19 @@ _FAILURES: Final = (
 
 
 def check(spec: VmSpec) -> None:
-    """Raise HostUnfit where the image cannot be read, SpecRefused where it gets too little memory."""
+    """Raise HostUnfit where the image cannot be read, SpecRefused where its kernel cannot be booted or
+    it gets too little memory."""
     files = (("kernel", spec.kernel), ("initrd", spec.initrd), ("firmware", spec.firmware))
     for what, path in files:
         if path and not os.access(path, os.R_OK):
             raise HostUnfit(f"cannot read the guest's {what} {path}", remedy="run install.sh")
+    cause = kernel.obstacle(spec.kernel, by_firmware=bool(spec.firmware))
+    if cause is not None:
+        raise SpecRefused(
+            f"cannot boot the guest's kernel {spec.kernel}: {cause}",
+            remedy="build the guest image with guest-agent/image/build, or use a kernel with "
+            "CONFIG_PVH",
+        )
     needed = least_memory_mib(spec)
     if spec.memory_mib < needed:
         raise SpecRefused(

@@ -50,7 +50,7 @@ def image(tmp_path: Path) -> str:
     (directory / "vmlinux").write_bytes(bytes(0x202) + b"HdrS")
     (directory / "vmlinuz").write_bytes(bytes(0x202) + b"HdrS")
     (directory / "initrd").touch()
-    kernel = {"bytes": 0x206, "version": "6.1"}
+    kernel = {"bytes": 0x206, "version": "6.12.95-1~bpo12+1"}
     manifest = {
         "kernel": {"file": "vmlinux", **kernel},
         "bzimage": {"file": "vmlinuz", **kernel},
@@ -174,6 +174,18 @@ def test_the_tenant_names_what_it_accepts(image: str, firmware: str, tmp_path: P
         planned(image, vm, "none", tenant=both, here=SNP)
     tpm = Tenant(accepted=("tpm",))
     assert planned(image, vm, tenant=tpm, here=SNP).spec.tee is Tee.TPM
+
+
+@pytest.mark.parametrize(("tee", "here"), [("snp", SNP), ("tdx", TDX)])
+def test_a_guest_that_could_not_attest_is_refused(
+    image: str, firmware: str, tmp_path: Path, tee: str, here: Platform
+) -> None:
+    manifest = Path(image) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("6.12.95-1~bpo12+1", "6.1.192-2"))
+    vm = VmSettings(firmware=firmware, qemu=qemu(tmp_path), driver="qemu", quote_service="")
+    with pytest.raises(HostUnfit, match=r"the guest image's kernel 6\.1\.192-2 has no") as caught:
+        planned(image, vm, tee, here=here)
+    assert "--kernel-suite backports" in caught.value.remedy
 
 
 def test_tdx_is_never_started_by_cloud_hypervisor(image: str) -> None:

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sealrun_vmm import cmdline
-from sealrun_vmm.cloud_hypervisor import config
-from sealrun_vmm.errors import SpecRefused
+from sealrun_vmm.cloud_hypervisor import config, program
+from sealrun_vmm.cloud_hypervisor.confidential import FEATURES
+from sealrun_vmm.cloud_hypervisor.program import Build
+from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
 from simulators import openapi
 
@@ -38,6 +41,14 @@ SPECS = {
     "plain": PLAIN,
     "everything": EVERYTHING,
     "no-landlock": dataclasses.replace(PLAIN, landlock=False),
+    "snp": dataclasses.replace(
+        PLAIN,
+        kernel="/guest/vmlinuz",
+        tee=Tee.SNP,
+        firmware="/firmware/stage0.igvm",
+        host_data=bytes(range(32)),
+    ),
+    "tpm": dataclasses.replace(PLAIN, tee=Tee.TPM, tpm="tpm.sock"),
 }
 
 
@@ -104,6 +115,32 @@ def test_landlock_is_left_out_only_where_the_spec_says_so() -> None:
 def test_a_tee_is_never_left_out_silently(tee: Tee) -> None:
     with pytest.raises(SpecRefused, match=f"cannot start a VM with {tee}"):
         config.vm_config(dataclasses.replace(PLAIN, tee=tee))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shares": (Share(socket="s", tag="t"),)}, "cannot share directories"),
+        ({"host_data": bytes(31)}, "has 32 bytes"),
+        ({"accelerator": Accelerator.TCG}, "which knows only kvm"),
+    ],
+)
+def test_a_tee_is_never_weakened_silently(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecRefused, match=words):
+        config.vm_config(dataclasses.replace(SPECS["snp"], **change))
+
+
+def test_firmware_that_would_not_run_is_refused() -> None:
+    with pytest.raises(SpecRefused, match="starts the kernel without firmware"):
+        config.vm_config(dataclasses.replace(SPECS["tpm"], firmware="/firmware/OVMF.fd"))
+
+
+def test_what_is_built_in_decides() -> None:
+    assert FEATURES[Tee.SNP] == {"kvm", "sev_snp", "igvm", "fw_cfg"}
+    built = Build("v52.0", frozenset({"kvm", "io_uring"}))
+    with pytest.raises(HostUnfit, match="was built without fw_cfg, igvm, sev_snp"):
+        program.require(built, FEATURES[Tee.SNP])
+    program.require(built, FEATURES[Tee.TPM])
 
 
 def test_emulation_is_refused_with_the_remedy() -> None:

@@ -16,8 +16,8 @@ from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 
 @pytest.fixture
 def spec(tmp_path: Path) -> VmSpec:
-    for name in ("vmlinux", "initrd"):
-        (tmp_path / name).touch()
+    (tmp_path / "vmlinux").write_bytes(bytes(0x202) + b"HdrS")
+    (tmp_path / "initrd").touch()
     return VmSpec(
         name="web",
         accelerator=Accelerator.TCG,
@@ -104,6 +104,18 @@ def test_a_qemu_that_is_no_program(spec: VmSpec, tmp_path: Path) -> None:
 def test_no_kernel(spec: VmSpec) -> None:
     with pytest.raises(HostUnfit, match="cannot read the guest's kernel /nowhere"):
         load(DriverName.QEMU, "/bin/true").check(dataclasses.replace(spec, kernel="/nowhere"))
+
+
+def test_a_kernel_without_pvh_is_refused(spec: VmSpec) -> None:
+    with pytest.raises(SpecRefused, match="no PVH entry point") as caught:
+        load(DriverName.QEMU, "/bin/true").check(dataclasses.replace(spec, kernel="/bin/true"))
+    assert "CONFIG_PVH" in caught.value.remedy
+
+
+def test_firmware_starts_a_bzimage_only(spec: VmSpec) -> None:
+    by_firmware = dataclasses.replace(spec, kernel="/bin/true", firmware="/bin/true")
+    with pytest.raises(SpecRefused, match="it is no bzImage, and firmware starts no other"):
+        load(DriverName.QEMU, "/bin/true").check(by_firmware)
 
 
 def test_too_little_memory_is_refused_before_the_kernel_panics(spec: VmSpec) -> None:

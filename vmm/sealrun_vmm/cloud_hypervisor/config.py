@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from sealrun_protocol.messages import CHANNEL_VSOCK_PORT
 
+from sealrun_vmm.cloud_hypervisor import confidential
 from sealrun_vmm.errors import SpecRefused
-from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
+from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, VmSpec
 
 VSOCK: Final = "vsock.sock"
 GUEST_SOCKET: Final = f"{VSOCK}_{CHANNEL_VSOCK_PORT}"  # where the VMM connects the agent to
@@ -32,8 +33,7 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
     """The VmConfig of vm.create, without network devices: their open taps come by vm.add-net.
 
     Raises SpecRefused for what this driver cannot do."""
-    if spec.tee is not Tee.NONE:
-        raise SpecRefused(f"the cloud-hypervisor driver cannot start a VM with {spec.tee} yet")
+    confidential.check(spec)
     if spec.accelerator is not Accelerator.KVM:
         raise SpecRefused(
             f"cannot run a VM with {spec.accelerator} in Cloud Hypervisor, which knows only kvm",
@@ -43,11 +43,7 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
         "cpus": {"boot_vcpus": spec.cpus, "max_vcpus": spec.cpus, "nested": False},
         # virtiofsd maps the guest's memory
         "memory": {"size": spec.memory_mib * _MIB, "shared": bool(spec.shares)},
-        "payload": {
-            "kernel": spec.kernel,
-            "initramfs": spec.initrd,
-            "cmdline": spec.cmdline,
-        },
+        "payload": confidential.payload(spec),
         "rng": {"src": "/dev/urandom"},
         "console": {"mode": "Off"},
         # To standard output, which the driver copies to the console's file and bounds. A file of the
@@ -57,6 +53,7 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
         # From vm.create on, for the thread that asks for it and all that it starts: those that run
         # the guest and its devices. The one that reads our requests stays as it is.
         "landlock_enable": spec.landlock,
+        **confidential.members(spec),
     }
     if spec.disks:
         config["disks"] = _numbered(_disk, spec.disks)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Final
 
 from sealrun_vmm import guest, kvm, process
-from sealrun_vmm.cloud_hypervisor import config, kernel, landlock, program
+from sealrun_vmm.cloud_hypervisor import confidential, config, landlock, program
 from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
 from sealrun_vmm.cloud_hypervisor.machine import LOG, CloudHypervisorMachine
 from sealrun_vmm.cloud_hypervisor.program import PROGRAM
-from sealrun_vmm.errors import HostUnfit, LaunchFailed, SpecRefused
+from sealrun_vmm.errors import HostUnfit, LaunchFailed
 from sealrun_vmm.spec import VmSpec
 
 API_SOCKET: Final = "vmm.sock"
@@ -40,7 +40,7 @@ class CloudHypervisorDriver:
         config.vm_config(spec)
         if (cause := self._kvm_obstacle()) is not None:
             raise HostUnfit(f"cannot use KVM: {cause}", remedy=program.USE_QEMU)
-        program.require(program.identify(binary), program.FEATURES[spec.tee])
+        program.require(program.identify(binary), confidential.FEATURES[spec.tee])
         if spec.landlock and (cause := landlock.obstacle()) is not None:
             raise HostUnfit(
                 f"cannot confine {PROGRAM} by Landlock: {cause}",
@@ -48,13 +48,6 @@ class CloudHypervisorDriver:
                 "sealrun.toml",
             )
         guest.check(spec)
-        cause = kernel.obstacle(spec.kernel)
-        if cause is not None:
-            raise SpecRefused(
-                f"cannot boot the guest's kernel {spec.kernel}: {cause}",
-                remedy="build the guest image with guest-agent/image/build, or use a kernel with "
-                "CONFIG_PVH",
-            )
 
     async def launch(
         self, spec: VmSpec, directory: str, enlist: process.Enlist = process.unknown
@@ -115,7 +108,7 @@ class CloudHypervisorDriver:
 
 async def _boot(api: Api, spec: VmSpec) -> None:
     """Raises ApiError, HostUnfit."""
-    program.require(await api.ping(), program.FEATURES[spec.tee])
+    program.require(await api.ping(), confidential.FEATURES[spec.tee])
     await api.create(config.vm_config(spec))
     for index, nic in enumerate(spec.nics):
         await api.add_net(config.net_config(index, nic), nic.tap_fd)

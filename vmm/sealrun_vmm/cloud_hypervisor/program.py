@@ -12,13 +12,10 @@ from typing import Final, NamedTuple
 
 from sealrun_vmm import process
 from sealrun_vmm.errors import HostUnfit
-from sealrun_vmm.spec import Tee
 
 PROGRAM: Final = "cloud-hypervisor"
 OLDEST: Final = (52, 0)  # older ones have a use after free in virtio-block (CVE-2026-45782)
 USE_QEMU: Final = "set vm.driver to qemu in sealrun.toml"
-FEATURES: Final[dict[Tee, frozenset[str]]] = {Tee.NONE: frozenset({"kvm"})}
-"""What a VM takes to have been built in, as `vmm.ping` calls it."""
 
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SECONDS: Final = 10.0  # to say its version; it takes 0.01

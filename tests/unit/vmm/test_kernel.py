@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sealrun_vmm.cloud_hypervisor import kernel, landlock
+from sealrun_vmm import kernel
+from sealrun_vmm.cloud_hypervisor import landlock
 
 GUEST = Path(__file__).parents[3] / "build/guest/vmlinux"
 NO_ENTRY = "it has no PVH entry point"

@@ -1,4 +1,5 @@
-"""Whether a kernel can be booted directly: an ELF with a PVH entry point, or a bzImage.
+"""Whether a kernel can be booted directly: an ELF with a PVH entry point, or a bzImage; by firmware: a
+bzImage.
 
 The entry point stands in a note called Xen of type 18 (XEN_ELFNOTE_PHYS32_ENTRY,
 xen/include/public/elfnote.h). The bzImage's magic: Documentation/arch/x86/boot.rst.
@@ -17,21 +18,23 @@ _NOTES_BYTES: Final = 1 << 20
 _BZIMAGE_MAGIC: Final = (0x202, b"HdrS")
 
 
-def obstacle(path: str) -> str | None:
+def obstacle(path: str, *, by_firmware: bool = False) -> str | None:
     """Why the kernel at `path` cannot be booted, as the end of a sentence; None where it can."""
     try:
-        return _obstacle(path)
+        return _obstacle(path, by_firmware=by_firmware)
     except OSError as error:
         return error.strerror or str(error)
 
 
-def _obstacle(path: str) -> str | None:
+def _obstacle(path: str, *, by_firmware: bool) -> str | None:
     """Raises OSError."""
     with open(path, "rb") as file:
         head = file.read(4096)
         offset, magic = _BZIMAGE_MAGIC
         if head[offset : offset + len(magic)] == magic:
             return None
+        if by_firmware:
+            return "it is no bzImage, and firmware starts no other"
         if not head.startswith(_ELF_MAGIC):
             return "it is neither an ELF file for 64 bits nor a bzImage"
         try:
