@@ -60,7 +60,7 @@ def _machine(spec: VmSpec) -> list[str]:
 
 
 def _channel(spec: VmSpec) -> list[str]:
-    socket = f"socket,id=channel,path={_file(spec.channel)},server=off,reconnect=1"
+    socket = f"socket,id=channel,path={_file(spec.channel)},server=off"
     port = f"virtserialport,chardev=channel,name={CHANNEL_PORT_NAME}"
     return [
         *("-device", f"virtio-serial-pci,max_ports=2,{_MODERN}"),
