@@ -370,6 +370,9 @@ uninstall() {
     if [[ -d /etc/sealrun ]]; then
         say "left /etc/sealrun: what it holds is yours"
     fi
+    if [[ -d /var/lib/sealrun/tpm ]]; then
+        say "left /var/lib/sealrun/tpm: the keys of this host's TPMs, which others may trust"
+    fi
     say "Debian packages stay: others may use them by now"
     rm -f -- "$log"
 }

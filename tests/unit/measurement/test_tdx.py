@@ -72,6 +72,12 @@ def test_damaged_metadata(section: tuple[int, int, int, int, int, int]) -> None:
         tdx.mrtd(Ovmf(firmwares.ovmf(PAGES, tdx=[section])))
 
 
+def test_metadata_that_asks_for_all_memory() -> None:
+    section = (0, 0, 0, 1 << 62, MEMORY, 0)
+    with pytest.raises(CannotMeasure, match="more memory than any needs"):
+        tdx.mrtd(Ovmf(firmwares.ovmf(PAGES, tdx=[section])))
+
+
 def test_a_firmware_that_is_not_for_tdx() -> None:
     with pytest.raises(CannotMeasure, match="no TDVF metadata"):
         tdx.mrtd(Ovmf(firmwares.ovmf(PAGES)))

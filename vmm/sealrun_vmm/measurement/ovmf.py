@@ -7,7 +7,7 @@ metadata: Intel TDX Virtual Firmware Design Guide, 11.
 
 import struct
 import uuid
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from sealrun_vmm.errors import CannotMeasure
 
@@ -23,6 +23,7 @@ _METADATA: Final = struct.Struct("<4sIII")  # signature, length, version, number
 _SEV_SECTION: Final = struct.Struct("<III")  # address, size, type
 _TDX_SECTION: Final = struct.Struct("<IIQQII")  # see TdxSection
 _SECTIONS: Final = 256
+_MEMORY_BYTES: Final = 256 << 20
 
 
 class SevSection(NamedTuple):
@@ -43,6 +44,9 @@ class TdxSection(NamedTuple):
     size: int
     kind: int
     attributes: int
+
+
+_Section = TypeVar("_Section", SevSection, TdxSection)
 
 
 class Ovmf:
@@ -66,12 +70,12 @@ class Ovmf:
     def sev_sections(self) -> list[SevSection]:
         """In their order. Raises CannotMeasure."""
         sections = self._sections(_SEV_METADATA, b"ASEV", _SEV_SECTION)
-        return [SevSection(*section) for section in sections]
+        return _bounded([SevSection(*section) for section in sections])
 
     def tdx_sections(self) -> list[TdxSection]:
         """In their order. Raises CannotMeasure."""
         sections = self._sections(_TDX_METADATA, b"TDVF", _TDX_SECTION)
-        return [TdxSection(*section) for section in sections]
+        return _bounded([TdxSection(*section) for section in sections])
 
     def _sections(self, guid: str, signature: bytes, form: struct.Struct) -> list[tuple[int, ...]]:
         start = len(self.data) - self.number(guid)
@@ -82,6 +86,13 @@ class Ovmf:
         if found != signature or count > _SECTIONS or end > len(self.data):
             raise CannotMeasure(f"the firmware's {signature.decode()} metadata is damaged")
         return list(form.iter_unpack(self.data[start + _METADATA.size : end]))
+
+
+def _bounded(sections: list[_Section]) -> list[_Section]:
+    """Raises CannotMeasure for what no firmware needs and would take minutes to measure."""
+    if sum(section.size for section in sections) > _MEMORY_BYTES:
+        raise CannotMeasure("the firmware's metadata asks for more memory than any needs")
+    return sections
 
 
 def _table(data: bytes) -> dict[str, bytes]:
