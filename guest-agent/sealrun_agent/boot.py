@@ -56,6 +56,7 @@ def mounts(memory_kib: int) -> list[Mount]:
     return [
         Mount("proc", "/proc", _KERNEL_ONLY, ""),
         Mount("sysfs", "/sys", _KERNEL_ONLY, ""),
+        Mount("securityfs", "/sys/kernel/security", _KERNEL_ONLY, ""),
         Mount("devtmpfs", "/dev", _NOSUID | _NOEXEC, "mode=0755"),
         Mount("devpts", "/dev/pts", _NOSUID | _NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
         Mount("tmpfs", "/dev/shm", _NOSUID | _NODEV, "mode=1777,size=25%"),
@@ -100,8 +101,10 @@ class Preparation:
     def _run(self) -> None:
         try:
             load_modules({"channel"})
-            devices = device_groups()
-            load_modules({"container", *devices})
+            devices, tees = device_groups(), tee_groups()
+            load_modules({"container", *devices, *tees})
+            if tees:  # where their reports are asked for
+                _mount("configfs", "/sys/kernel/config", "configfs", _KERNEL_ONLY, "")
             self._port = open_channel(devices)
         except (BootError, OSError, ValueError) as error:  # handed to the thread that waits
             self._failure = error
@@ -147,6 +150,17 @@ def device_groups(directory: str = VIRTIO_DEVICES) -> set[str]:
     """The groups of modules that this VM's virtio devices need, by their device ids."""
     kinds = [_lines(f"{directory}/{device}/device")[0] for device in os.listdir(directory)]
     return {f"virtio-{int(kind, 16)}" for kind in kinds}
+
+
+def tee_groups(root: str = "") -> set[str]:
+    """The groups of modules for the TEE that the CPU says this VM has. `root` is put before paths."""
+    found = set()
+    if os.path.exists(f"{root}/sys/devices/platform/sev-guest"):
+        found.add("tee-snp")
+    flags = next((line for line in _lines(f"{root}/proc/cpuinfo") if line.startswith("flags")), "")
+    if "tdx_guest" in flags.split():
+        found.add("tee-tdx")
+    return found
 
 
 def _load_module(name: str) -> None:

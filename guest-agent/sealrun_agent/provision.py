@@ -12,51 +12,37 @@ from functools import partial
 from typing import Final
 
 from sealrun_protocol.errors import ErrorCode, Phase
-from sealrun_protocol.init_data import InitData
 
 from sealrun_agent import boot
-from sealrun_agent.attestation.attester import detect
+from sealrun_agent.attestation import event_log
+from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order, Rootfs
 from sealrun_agent.container.workload import Program
 from sealrun_agent.errors import AgentError, AttestError, DecryptError
 from sealrun_agent.image.manifest import Defaults, ImageConfig
 from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.store import Store
-from sealrun_agent.policy import NO_TEE, Policy
+from sealrun_agent.policy import Policy
 from sealrun_agent.service import Machine
 from sealrun_agent.shared_tree import SharedTree
 
 _DIRECTORY: Final = "/run/sealrun"
-_UNUSABLE_TEE: Final = "unusable"  # in Hello: there is one, and this agent cannot speak for it
 
 
 def machine() -> Machine:
     """The VM that this is. Never raises for a TEE that is there and cannot be used: the host is told
     when it configures the sandbox, and nothing is obeyed then."""
-    tee, refusal = NO_TEE, None
-    try:
-        attester = detect()
-    except AttestError as error:
-        tee, refusal = _UNUSABLE_TEE, error
-    else:
-        if attester is not None:
-            tee = attester.tee
-            refusal = AttestError(
-                ErrorCode.TEE_UNAVAILABLE, f"cannot compare the init-data with the launch of {tee}"
-            )
-
-    def check_init_data(_init_data: InitData) -> None:
-        if refusal is not None:
-            raise refusal
-
+    choice = Choice()
     return Machine(
-        tee=tee,
+        tee=choice.tee,
         directory=_DIRECTORY,
-        check_init_data=check_init_data,
+        bind=choice.bind,
         set_hostname=socket.sethostname,
         set_clock=set_clock,
-        images=lambda policy: RegistryImages(policy, f"{_DIRECTORY}/images"),
+        images=lambda policy: RegistryImages(policy, f"{_DIRECTORY}/images", choice),
         shares=SharedTree(f"{_DIRECTORY}/host"),
+        evidence=choice.evidence,
+        record=choice.record,
         load_drivers=boot.load_drivers,
     )
 
@@ -70,9 +56,10 @@ def set_clock(host_time: int) -> None:
 class RegistryImages:
     """Images of the host's choice, as far as the tenant allows it."""
 
-    def __init__(self, policy: Policy, directory: str) -> None:
+    def __init__(self, policy: Policy, directory: str, choice: Choice) -> None:
         """directory: on a file system that can be overlayfs's upper layer."""
         self._policy = policy
+        self._choice = choice
         self._store = Store(directory)
 
     def prepare(self, order: Order) -> Rootfs:
@@ -91,6 +78,7 @@ class RegistryImages:
                 insecure_unpinned_keys=wishes.insecure_unpinned_keys,
             ),
             dial=order.dial,
+            resolved=self._resolved,
             keys=partial(self._keys, order),
             store=self._store,
             progress=order.progress,
@@ -113,6 +101,10 @@ class RegistryImages:
             return self._store.mount([order.directory], order.container)
         return order.directory
 
+    def _resolved(self, reference: str, digest: str) -> None:
+        said = {"digest": digest, "image": reference}
+        self._choice.record(event_log.DOMAIN, "PullImage", said)
+
     def _keys(self, order: Order) -> Sequence[bytes]:
         """The keys that the init-data names, from its broker, for evidence."""
         init_data = self._policy.init_data
@@ -127,10 +119,9 @@ class RegistryImages:
                 ErrorCode.BROKER_NOT_CONFIGURED,
                 f"image {order.reference} is encrypted, and the init-data names no key broker",
             )
-        from sealrun_agent.attestation.choice import choose
         from sealrun_agent.attestation.kbs import KeyBroker
 
-        attester = choose(init_data)
+        attester = self._choice.attester(init_data)
         order.progress(Phase.ATTEST, f"attesting to {init_data.broker.url}", 0, 0)
         broker = KeyBroker(init_data.broker, attester, order.dial, init_data)
         try:

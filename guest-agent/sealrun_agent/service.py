@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sealrun_protocol import init_data, limits, messages
+from sealrun_protocol import evidence, init_data, limits, messages
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.messages import GuestMessage, HostMessage, ProtocolViolation, Request
 from sealrun_protocol.network import Network
@@ -24,7 +24,7 @@ from sealrun_agent.container.bundle import is_container_id
 from sealrun_agent.container.crun import Crun
 from sealrun_agent.container.life import Container
 from sealrun_agent.container.surroundings import DONE, Answer, Images, Shares, Success, Surroundings
-from sealrun_agent.container.worker import Result
+from sealrun_agent.container.worker import Result, Worker
 from sealrun_agent.errors import AgentError, AttestError, BootError, RunError, StartError
 from sealrun_agent.loop import Loop
 from sealrun_agent.policy import Policy, one_line
@@ -50,17 +50,21 @@ _DEATH_SECONDS: Final = 5.0  # that a shutdown waits for the containers it kille
 class Machine(NamedTuple):
     """What the agent runs on, and does to it. set_clock: nanoseconds since 1970.
 
-    tee: as in Hello. directory: private, for bundles and sockets. check_init_data: raises AttestError
-    where it is not what the TEE was launched with. images: made once the policy is known.
-    crun_options: more global options for crun. load_drivers: of devices that came after the boot."""
+    tee: as in Hello. directory: private, for bundles and sockets. bind: has the TEE vouch for the
+    init-data; raises AttestError where it is not what the VM was launched with. images: made once the
+    policy is known. evidence: fresh, over report data, as JSON of {tee, evidence}; any thread.
+    record: writes an event into the TEE's log (domain, operation, content). crun_options: more
+    global options for crun. load_drivers: of devices that came after the boot."""
 
     tee: str
     directory: str
-    check_init_data: Callable[[init_data.InitData], None]
+    bind: Callable[[init_data.InitData], None]
     set_hostname: Callable[[str], None]
     set_clock: Callable[[int], None]
     images: Callable[[Policy], Images]
     shares: Shares
+    evidence: Callable[[init_data.InitData, bytes], bytes]
+    record: Callable[[str, str, dict[str, str]], None] = lambda _domain, _operation, _content: None
     crun_options: tuple[str, ...] = ()
     load_drivers: Callable[[], None] = lambda: None
 
@@ -123,6 +127,7 @@ class Service:
         self._pending: set[int] = set()
         self._answers: dict[int, GuestMessage] = {}
         self._closing = False
+        self._attesting = False
 
     def greet(self) -> None:
         """The first message."""
@@ -215,6 +220,8 @@ class Service:
                 self._container(name).read_statistics(answer)
             case messages.Ping():
                 answer(DONE)
+            case messages.Attest(nonce=nonce):
+                self._attest(nonce, answer)
             case messages.DeleteContainer(container=name):
                 self._container(name).delete(answer)
             case messages.ShutdownSandbox():
@@ -240,7 +247,7 @@ class Service:
             raise ProtocolViolation("a second ConfigureSandbox")
         machine = self._machine
         policy = Policy(_read_init_data(request.init_data), machine.tee)
-        machine.check_init_data(policy.init_data)
+        machine.bind(policy.init_data)
         try:
             machine.set_clock(request.time_ns)
             if request.hostname:
@@ -264,6 +271,7 @@ class Service:
             progress=self._progress.report,
             attempt=attempt,
             tenant=policy.tenant,
+            decided=self._decided,
         )
 
     def _configure_network(self, network: Network, answer: Answer) -> None:
@@ -318,6 +326,23 @@ class Service:
         else:
             container.signal(request.signal, answer, everyone=request.all)
 
+    def _attest(self, nonce: bytes, answer: Answer) -> None:
+        """In a thread of its own: a TEE takes its time."""
+        if len(nonce) not in evidence.NONCE_BYTES:
+            raise ProtocolViolation(f"a nonce of {len(nonce)} bytes")
+        if self._attesting:
+            raise RunError(ErrorCode.WRONG_STATE, "the VM is just being attested")
+        self._attesting = True
+        document = partial(self._machine.evidence, self._policy.init_data, evidence.bound_to(nonce))
+
+        def attested(result: bytes | AgentError) -> None:
+            self._attesting = False
+            answer(result if isinstance(result, AgentError) else Success(document=result))
+
+        worker = Worker("attest", self._events.post, attempt)
+        worker.submit(document, attested)
+        worker.stop()
+
     def _resize(self, message: messages.ResizeTerminal) -> None:
         _check_size(message.rows, message.columns)
         container = self._containers.get(message.container)
@@ -363,6 +388,12 @@ class Service:
                 self._events.stop()
 
         end()
+
+    def _decided(self, what: str, allowed: bool) -> None:
+        """Any thread."""
+        self._machine.record(
+            "sealrun", "Decision", {"request": what, "allowed": str(allowed).lower()}
+        )
 
     def _send_progress(
         self, container: str, phase: Phase, text: str, done: int, total: int

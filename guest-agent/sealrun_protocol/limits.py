@@ -36,6 +36,9 @@ HTTP_HEADER_BYTES: Final = 64 * KIB
 HTTP_SECONDS: Final = 60  # without a byte from the peer
 HTTP_BYTES_PER_SECOND: Final = 1 * KIB  # less than that, while we wait, is a peer that holds us
 
+# The event log
+EVENTS: Final = 1024  # that the agent records: images that were pulled, decisions that were taken
+
 # The key broker
 BROKER_BODY_BYTES: Final = 2 * MIB  # Trustee's own payload limit
 BROKER_SECONDS: Final = 60  # one request and its whole answer, however slowly it drips

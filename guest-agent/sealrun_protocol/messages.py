@@ -14,7 +14,7 @@ Order of a life::
     both:  StreamData, StreamCredit, StreamEnd, StreamReset
     host:  ExecProcess                guest: Done | Failed (the program runs, or could not)
     host:  ResizeTerminal             (no answer)
-    host:  Signal…, Pause…, Resume…, Update…, ListProcesses, ReadStatistics
+    host:  Signal…, Pause…, Resume…, Update…, ListProcesses, ReadStatistics, Attest
                                       guest: Done | Failed
     host:  Ping, at intervals         guest: Done
     guest: ProcessExited              (after the last byte of the process's stdout and stderr)
@@ -197,6 +197,13 @@ class Ping(Request, frozen=True, kw_only=True):
     """Answered at once, by a guest that is alive: a VM that hangs keeps its connection."""
 
 
+class Attest(Request, frozen=True, kw_only=True):
+    """Done.document: JSON of {tee, evidence}, KBS's `primary_evidence`, of the sandbox as it is now, bound
+    to evidence.bound_to(nonce). nonce: of evidence.NONCE_BYTES."""
+
+    nonce: bytes
+
+
 class DeleteContainer(Request, frozen=True, kw_only=True):
     """Remove a container, killing it first if it runs."""
 
@@ -327,6 +334,7 @@ HostMessage = (
     | UpdateContainer
     | ListProcesses
     | ReadStatistics
+    | Attest
     | Ping
     | DeleteContainer
     | ShutdownSandbox

@@ -122,7 +122,7 @@ def verify(
 def init_data_digests(text: bytes | None) -> tuple[str, ...]:
     """By every algorithm, rather than by the one that the text names: the text is a client's, and
     is not worth parsing to know which of three digests the policy means."""
-    if text is None:
+    if not text:
         return ()
     return tuple(hashlib.new(name, text).hexdigest() for name in ALGORITHMS)
 

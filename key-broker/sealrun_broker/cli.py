@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from sealrun_protocol.evidence import NONCE_BYTES, bound_to
 from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_name
 
 from sealrun_broker import bounds, directory
@@ -91,11 +92,12 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="EVIDENCE", help="JSON; - for the standard input")
-    parser.add_argument(
-        "--report-data", required=True, metavar="HEX", help="what it must be bound to"
-    )
+    bound = parser.add_mutually_exclusive_group(required=True)
+    bound.add_argument("--report-data", metavar="HEX", help="what it must be bound to")
+    bound.add_argument("--nonce", metavar="HEX", help="or the nonce of `sealrun attest`")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--init-data", metavar="FILE", help="the init-data it must be bound to")
+    given.add_argument("--no-init-data", action="store_true", help="the VM must have none")
     given.add_argument("--insecure-any-init-data", action="store_true", help="do not compare it")
     parser.add_argument(
         "--collateral", metavar="DIR", default="", help="as in a broker's directory"
@@ -184,13 +186,11 @@ def _verify(options: argparse.Namespace) -> int:
     from sealrun_broker.collateral import Collateral
     from sealrun_broker.verifiers.binding import Expected
 
-    try:
-        report_data = bytes.fromhex(options.report_data)
-    except ValueError as error:
-        raise BrokerError("cannot use --report-data: it is not hex") from error
-    if len(report_data) not in _REPORT_DATA:
-        raise BrokerError("cannot use --report-data: it is not 32 to 64 bytes long")
-    init_data = None if options.init_data is None else directory.read(options.init_data)
+    init_data = b"" if options.no_init_data else None
+    if options.init_data is not None:
+        init_data = directory.read(options.init_data)
+        if not init_data:
+            raise BrokerError(f"cannot use {options.init_data}: it is empty")
     references: reference_values.References = {}
     if options.reference_values is not None:
         try:
@@ -201,13 +201,28 @@ def _verify(options: argparse.Namespace) -> int:
     now = time.time() if options.time is None else options.time
     found = offline.verdict(
         offline.read(_content(options.file, bounds.BODY_BYTES)),
-        Expected(report_data, init_data, now),
+        Expected(_report_data(options), init_data, now),
         rules.evidence,
         Collateral(options.collateral),
         references,
     )
     print(msgspec.json.format(msgspec.json.encode(found)).decode())
     return 0 if found["accepted"] else 1
+
+
+def _report_data(options: argparse.Namespace) -> bytes:
+    name, lengths = (
+        ("nonce", NONCE_BYTES) if options.nonce is not None else ("report-data", _REPORT_DATA)
+    )
+    try:
+        given = bytes.fromhex(options.nonce if name == "nonce" else options.report_data)
+    except ValueError as error:
+        raise BrokerError(f"cannot use --{name}: it is not hex") from error
+    if len(given) not in lengths:
+        raise BrokerError(
+            f"cannot use --{name}: it is not {lengths.start} to {lengths.stop - 1} bytes long"
+        )
+    return bound_to(given) if name == "nonce" else given
 
 
 def _content(file: str, limit: int) -> bytes:

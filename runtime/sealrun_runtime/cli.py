@@ -29,6 +29,7 @@ VERBS = {
     "update": "update",
     "events": "events",
     "list": "list",
+    "attest": "attest",
     "spec": "spec",
     "features": "features",
     "check": "check",

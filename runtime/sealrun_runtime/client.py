@@ -13,6 +13,7 @@ descriptors beside it:
     update  ID  RESOURCES_JSON
     ps      ID                          ok {"pids": [stand-ins' host pids], "processes": [guest's]}
     stats   ID                          ok {runc's `data` of a stats event}
+    attest  ID  NONCE (hex)             ok {"tee", "evidence"}
     delete  ID  FORCE(0|1)
 
 The answer is any number of `progress PHASE TEXT`, then one `ok [JSON]` or `error KIND TEXT REMEDY`.

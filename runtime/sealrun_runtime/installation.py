@@ -21,6 +21,11 @@ def shim_launcher() -> str:
     return os.path.join(library(), "runtime/bin/sealrun-shim")
 
 
+def broker_launcher() -> str:
+    """The key broker's program, which also appraises evidence."""
+    return os.path.join(library(), "key-broker/bin/sealrun-broker")
+
+
 def shipped_settings() -> str:
     """The sealrun.toml that came with this program: the lowest layer of the configuration."""
     prefix = _prefix()

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # In a mount namespace of its own: what is mounted goes with the process.
 PROGRAM = """
 import os, sys
+from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order
 from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AgentError, RunError
@@ -27,7 +28,7 @@ from sealrun_protocol import init_data
 directory, reference, text, hint, tee = sys.argv[1:]
 phases = []
 document = init_data.parse(text.encode()) if text else init_data.ABSENT
-images = RegistryImages(Policy(document, tee), directory)
+images = RegistryImages(Policy(document, tee), directory, Choice(directory))
 order = Order("c1", reference, (hint,) if hint else (), dial_directly,
               lambda phase, text, done, total: phases.append(phase.value))
 if reference.startswith("/"):

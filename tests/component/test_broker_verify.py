@@ -106,6 +106,9 @@ def test_other_report_data_and_init_data(case: Case, tmp_path: Path) -> None:
     status, found, _ = case.run(init_data=("--init-data", str(text)))
     assert (status, found["genuine"]) == (1, False)
     assert "HOST_DATA is not the digest of the init-data" in found["reasons"][0]
+    assert case.run(init_data=("--no-init-data",))[0] == 0
+    text.write_text("")
+    assert "it is empty" in case.run(init_data=("--init-data", str(text)))[2]
 
 
 def test_a_policy_that_does_not_accept_the_version(case: Case) -> None:
@@ -180,6 +183,13 @@ def test_what_it_must_be_bound_to_is_never_guessed(tmp_path: Path) -> None:
     file = tmp_path / "evidence.json"
     file.write_text('{"tee": "snp", "evidence": {}}')
     assert verify(str(file), "--report-data", "00" * 48)[0] == 2
+    assert verify(str(file), "--nonce", "00" * 32)[0] == 2
+    both = ("--report-data", "00" * 48, "--nonce", "00" * 32)
+    assert verify(str(file), *both, "--insecure-any-init-data")[0] == 2
+    for data in ("00" * 15, "00" * 65, "xx" * 32, ""):
+        status, _, error = verify(str(file), "--nonce", data, "--insecure-any-init-data")
+        assert status == 1
+        assert "cannot use --nonce" in error
     assert verify(str(file), "--insecure-any-init-data")[0] == 2
     for data in ("00" * 31, "00" * 65, "xx" * 48, ""):
         status, _, error = verify(str(file), "--report-data", data, "--insecure-any-init-data")

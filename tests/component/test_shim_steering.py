@@ -40,6 +40,25 @@ def ask(shim: Shim, verb: str) -> Request:
     return shim.ask(verb, "c1", "{}") if verb == "update" else shim.ask(verb, "c1")
 
 
+def test_evidence_over_a_nonce(shim: Shim, guest: Guest) -> None:
+    request = shim.ask("attest", "c1", "00" * 32)
+    document = {"tee": "tpm", "evidence": {"ak_public": "x"}}
+    asked = answer(guest, messages.Attest, json.dumps(document).encode())
+    assert asked.nonce == bytes(32)
+    assert json.loads(request.ok()) == document
+
+
+@pytest.mark.parametrize("nonce", ["", "xx", "00" * 15, "00" * 65])
+def test_what_is_no_nonce_never_reaches_the_guest(shim: Shim, guest: Guest, nonce: str) -> None:
+    assert "nonce" in str(shim.ask("attest", "c1", nonce).error())
+
+
+def test_evidence_that_is_no_document(shim: Shim, guest: Guest) -> None:
+    request = shim.ask("attest", "c1", "00" * 32)
+    answer(guest, messages.Attest, b"[")
+    assert request.error().kind == ErrorCode.PROTOCOL_VIOLATION
+
+
 def pause(shim: Shim, guest: Guest) -> None:
     request = ask(shim, "pause")
     guest.send(messages.Done(id=guest.expect(messages.PauseContainer).id))

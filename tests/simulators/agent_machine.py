@@ -1,8 +1,9 @@
 """The real agent as PID 1 of namespaces instead of a VM: real channel, real crun, real containers.
 
 Started by fixtures/agent.py, as root, under `unshare` with namespaces of its own for pids, mounts,
-network, IPC, UTS and cgroups. Its arguments: the descriptor of the byte stream, the kind of TEE
-to claim, and the directory that takes the place of what a host shares. What differs from a VM: the clock is left alone, and images come from busybox instead of a
+network, IPC, UTS and cgroups. Its arguments: the descriptor of the byte stream, the kind of TEE to
+claim, the directory that takes the place of what a host shares, and the socket of a TPM or nothing.
+What differs from a VM: the clock is left alone, and images come from busybox instead of a
 registry. The reference, without "registry.test/" before it and ":1" behind it, chooses what the
 simulated pull does:
 
@@ -21,6 +22,8 @@ import socket
 import sys
 import time
 
+from sealrun_agent.attestation.choice import Choice
+from sealrun_agent.attestation.tpm import TpmAttester, Transact
 from sealrun_agent.container.surroundings import Order, Rootfs
 from sealrun_agent.errors import AttestError, DialFailed, PullError, VerifyError
 from sealrun_agent.policy import Policy
@@ -141,7 +144,7 @@ def _mount(kind: str, target: str, options: str = "", flags: int = 0) -> None:
         raise OSError(ctypes.get_errno(), f"mount {target}")
 
 
-def check_init_data(init_data: InitData) -> None:
+def bind(init_data: InitData) -> None:
     """As if the VM had been launched with another document wherever this one says so."""
     if b"another" in init_data.text:
         raise AttestError(ErrorCode.INIT_DATA_MISMATCH, "the init-data is not the VM's")
@@ -154,6 +157,17 @@ def mount_shared(target: str) -> None:
         raise OSError(ctypes.get_errno(), "the VM has no such device")
 
 
+def _tpm(path: str) -> Transact:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+
+    def transact(command: bytes) -> bytes:
+        connection.sendall(command)
+        return connection.recv(4096)
+
+    return transact
+
+
 def main() -> None:
     """Set up what a VM would have, serve, and end as a VM does: with everything in it."""
     os.umask(0o022)
@@ -163,14 +177,19 @@ def main() -> None:
     _LIBC.umount2(b"/sys/fs/cgroup", detach)
     _mount("cgroup2", "/sys/fs/cgroup", flags=nosuid_nodev_noexec)
     _mount("tmpfs", "/run", "mode=0755")
+    choice = Choice("/nonexistent")
+    if sys.argv[4]:
+        choice._found = TpmAttester(_tpm(sys.argv[4]), "/nonexistent")
     machine = Machine(
         tee=sys.argv[2],
         directory=DIRECTORY,
-        check_init_data=check_init_data,
+        bind=choice.bind if sys.argv[4] else bind,
         set_hostname=socket.sethostname,
         set_clock=lambda _nanoseconds: None,
         images=BusyboxImages,
         shares=SharedTree(f"{DIRECTORY}/host", mount_shared),
+        evidence=choice.evidence,
+        record=choice.record,
     )
     serve(int(sys.argv[1]), machine)
     print("the agent has ended", file=sys.stderr)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 ALGORITHMS = {"sha1": 0x4, "sha256": 0xB, "sha384": 0xC, "sha512": 0xD}
 AAEL = 0x4141454C
+END = b"\xff" * 8
 
 
 def header(*algorithms: str) -> bytes:

@@ -242,8 +242,10 @@ def _add_modules(tree: Tree, modules: dict[str, bytes], builtin: set[str]) -> No
     lines = []
     always = set(builtin)
     for group, wanted in contents.MODULES.items():
+        if group in contents.LATER_KERNELS and not set(wanted) <= {*modules, *builtin}:
+            continue
         order = kernel.load_order(wanted, always, lambda name: kernel.dependencies(content(name)))
-        if not group.startswith("virtio-"):  # the others cannot count on each other
+        if not group.startswith(("virtio-", "tee-")):  # those cannot count on each other
             always.update(order)
         lines += [f"{group} {name}\n" for name in order]
         for name in order:

@@ -42,8 +42,14 @@ MODULES: Final = {
     "virtio-2": ("virtio_blk",),
     "virtio-4": ("virtio_rng",),
     "virtio-26": ("virtiofs",),
+    # loaded where the CPU says that the VM has such a TEE
+    "tee-snp": ("sev_guest",),
+    "tee-tdx": ("tdx_guest",),
 }
 """Groups of kernel modules; what they need follows by itself. The agent's boot.py loads them."""
+
+LATER_KERNELS: Final = ("tee-snp", "tee-tdx")
+"""Groups that an older kernel does not have: it cannot run in such a VM."""
 
 # --- from wheels ---------------------------------------------------------------------------------
 

@@ -124,7 +124,9 @@ class Container:
 
     def execute(self, request: messages.ExecProcess, answer: Answer) -> None:
         """Run one more program."""
-        if not may_execute(self._here.tenant):
+        allowed = may_execute(self._here.tenant)
+        self._here.decided("exec", allowed)
+        if not allowed:
             answer(RunError(ErrorCode.POLICY_DENIED, "[container] of the init-data allows no exec"))
         elif self._state in {State.CREATED, State.RUNNING}:
             self.executions.begin(request, answer)
@@ -202,6 +204,7 @@ class Container:
             accepted = spec.accept(request)
             check_hooks(accepted.spec, here.tenant)
             check_shares(accepted.shared, here.tenant, root=request.shared_root)
+            self._record_leave(bool(accepted.shared), request.shared_root)
             place = self._take_shares(request)
             undo.callback(here.shares.release, name)
             rootfs = here.images.prepare(self._order(request, place, accepted))
@@ -239,6 +242,18 @@ class Container:
         names = [share.ROOT] if request.shared_root else []
         names += map(str, dict.fromkeys(request.shared_mounts))
         return self._here.shares.take(self._id, names) if names else ""
+
+    def _record_leave(self, shared: bool, shared_root: bool) -> None:
+        """Write down what the tenant leaves to the host, before it has an effect. Raises AttestError."""
+        tenant = self._here.tenant
+        if tenant is None:
+            return
+        if tenant.container.insecure_any_process:
+            self._here.decided("any-process", True)
+        if shared:
+            self._here.decided("shared-directory", True)
+        if shared_root:
+            self._here.decided("shared-root", True)
 
     def _order(
         self, request: messages.CreateContainer, place: str, accepted: spec.Accepted

@@ -77,7 +77,9 @@ class Surroundings(NamedTuple):
     """What all containers of the sandbox have in common. directory: for bundles. tenant: None where
     no tenant asked for protection.
 
-    progress: (container, phase, text, done bytes, total bytes), any thread."""
+    progress: (container, phase, text, done bytes, total bytes), any thread. decided: is told what the
+    tenant's policy said to a wish of the host's (what, allowed), any thread; raises AgentError where it
+    cannot be recorded, and then nothing may come of the wish."""
 
     events: Loop
     streams: Streams
@@ -90,3 +92,4 @@ class Surroundings(NamedTuple):
     progress: Callable[[str, Phase, str, int, int], None]
     attempt: Attempt
     tenant: Tenant | None = None
+    decided: Callable[[str, bool], None] = lambda _what, _allowed: None

@@ -60,18 +60,24 @@ Progress = Callable[[Phase, str, int, int], None]
 
 Keys = Callable[[], Sequence[bytes]]
 
+Resolved = Callable[[str, str], None]
+"""`resolved(reference, digest)`: the manifest's digest, when the tenant's checks have passed."""
+
 
 def pull(
     reference: str,
     *,
     policy: ImagePolicy,
     dial: Dial,
+    resolved: Resolved,
     keys: Keys,
     store: Store,
     progress: Progress,
 ) -> Image:
-    """Pull the image that `reference` names. keys: gets the PEM private keys; what it raises passes
-    through. Raises PullError, VerifyError, DecryptError."""
+    """Pull the image that `reference` names. resolved: is told of it before any key is asked for. keys:
+    gets the PEM private keys. What these two raise passes through.
+
+    Raises PullError, VerifyError, DecryptError."""
     wanted = parse(reference)
     check_reference(policy, wanted)
     platform = this_platform()
@@ -85,6 +91,7 @@ def pull(
             missing = [n for n in range(len(manifest.layers)) if not claim.present(n)]
             if any(layer.encrypted for layer in manifest.layers):
                 check_pinned(policy, wanted, digests)
+            resolved(str(wanted), digests[-1])
             layer_keys = _layer_keys(manifest, missing, keys, progress)
             for number in missing:
                 fill = _Fill(registry, manifest, config, number, layer_keys.get(number))

@@ -18,8 +18,9 @@ class EvidenceInvalid(Exception):
 class Expected(NamedTuple):
     """What the evidence must be bound to.
 
-    report_data: the hash of nonce and key, 32 to 64 bytes. init_data: the exact text that the client
-    sent, which the hardware must vouch for; None where it sent none, and then nothing is compared.
+    report_data: the hash of nonce and key, 32 to 64 bytes. init_data: the exact text, which the hardware
+    must vouch for; empty where the VM must have none; None where nothing is to be compared, as for a
+    client that sent none.
     now: Unix time, for the validity of certificates.
     """
 
@@ -58,6 +59,10 @@ def check_init_data(field: bytes, expected: Expected, name: str) -> None:
     Which of the three algorithms the text names is not looked at: the text comes from a client and
     is not worth parsing for it (docs/decisions.md)."""
     if expected.init_data is None:
+        return
+    if not expected.init_data:
+        if any(field):
+            raise EvidenceInvalid(f"{name} says that there is init-data")
         return
     digests = (hashlib.new(algorithm, expected.init_data).digest() for algorithm in ALGORITHMS)
     if not any(hmac.compare_digest(field, fitted(digest, len(field))) for digest in digests):

@@ -54,6 +54,7 @@ _NAMES: Final = {
     0x800000E0: "EV_EFI_VARIABLE_AUTHORITY",
 }
 _END: Final = (b"\0" * 8, b"\xff" * 8)
+_STARTUP_LOCALITY: Final = b"StartupLocality\0"
 _FILE_PATH: Final = (0x04, 0x04)  # UEFI device path: media, file path
 _IMAGE_LOAD: Final = struct.Struct("<4Q")  # UEFI_IMAGE_LOAD_EVENT up to its device path
 
@@ -134,11 +135,16 @@ def _declared(reader: _Reader) -> dict[int, int]:
 
 
 def replay(events: Iterable[Event], register: int, algorithm: str) -> bytes:
-    """The value of a register that began as zeros. Raises EvidenceInvalid where an event of the
-    register has no digest of this algorithm."""
+    """The value of a register that began as zeros (PCR 0: with the locality that the TPM was started
+    from, where the log says it). Raises EvidenceInvalid where an event of the register has no digest of
+    this algorithm."""
     value = bytes(hashlib.new(algorithm).digest_size)
     for event in events:
-        if event.register != register or event.kind == EV_NO_ACTION:
+        if event.register != register:
+            continue
+        if event.kind == EV_NO_ACTION:
+            if register == 0 and event.data[:-1] == _STARTUP_LOCALITY and not any(value):
+                value = value[:-1] + event.data[-1:]
             continue
         digest = event.digests.get(algorithm)
         if digest is None:

@@ -5,7 +5,8 @@
    attesters have it.
 3. It is over all 24 PCRs of the SHA-256 bank, and the values that were sent have its digest.
 4. PCR 8 was extended once, with the SHA-256 digest of the init-data that was sent.
-5. The event log, where there is one, replays into the PCR that the agent writes.
+5. The event log, where there is one, replays into the PCR that the agent writes, and into every other
+   one that it has events of.
 
 Whose key it is, is not said by any of this: `ak_public` is a claim, and counts only where it is
 among the reference values `trusted_aks`.
@@ -23,7 +24,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from sealrun_broker.verifiers import event_log, tpm_quote
-from sealrun_broker.verifiers.binding import EvidenceInvalid, Expected, Verified, check_report_data
+from sealrun_broker.verifiers.binding import (
+    EvidenceInvalid,
+    Expected,
+    Verified,
+    check_init_data,
+    check_report_data,
+)
+from sealrun_broker.verifiers.event_log import Event
 
 INIT_DATA_PCR: Final = 8
 AGENT_PCR: Final = 13  # PCR 17, CoCo's, can be extended from a higher locality only
@@ -68,11 +76,17 @@ def verify(evidence: object, expected: Expected) -> Verified:
     if not log:
         return Verified(claims, None, ("there is no event log",))
     events = event_log.parse(log)
-    if event_log.replay(events, AGENT_PCR, "sha256") != pcrs[AGENT_PCR]:
-        raise EvidenceInvalid(f"the event log does not replay into PCR {AGENT_PCR}")
+    _match(events, pcrs)
     entries = event_log.agent_entries(events, AGENT_PCR, "sha256")
     claims["uefi_event_logs"] = event_log.claims(events)
     return Verified(claims, event_log.pulled_images(entries))
+
+
+def _match(events: tuple[Event, ...], pcrs: list[bytes]) -> None:
+    """The agent's PCR, and every other one that the log says anything about."""
+    for number in sorted({AGENT_PCR} | {event.register for event in events}):
+        if number >= len(pcrs) or event_log.replay(events, number, "sha256") != pcrs[number]:
+            raise EvidenceInvalid(f"the event log does not replay into PCR {number}")
 
 
 def _base64(text: str) -> bytes:
@@ -108,7 +122,8 @@ def _check_pcrs(quote: tpm_quote.Quote, pcrs: list[bytes]) -> None:
 
 def _check_init_data(pcr: bytes, expected: Expected) -> None:
     """Extended once, with a digest of 32 bytes: for a TPM, init-data is hashed with SHA-256."""
-    if expected.init_data is None:
+    if not expected.init_data:
+        check_init_data(pcr, expected, f"PCR {INIT_DATA_PCR}")
         return
     digest = hashlib.sha256(expected.init_data).digest()
     if not hmac.compare_digest(hashlib.sha256(bytes(32) + digest).digest(), pcr):

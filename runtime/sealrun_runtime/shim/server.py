@@ -178,8 +178,8 @@ class Server:
                 return self._requests.delete(container, force=force == "1")
             case [("pause" | "resume" | "ps" | "stats") as verb, container]:
                 return self._requests.steer(container, verb, "")
-            case ["update", container, resources]:
-                return self._requests.steer(container, "update", resources)
+            case [("update" | "attest") as verb, container, argument]:
+                return self._requests.steer(container, verb, argument)
         return _misuse(fields[0])
 
     async def _readable(self, connection: socket.socket) -> None:

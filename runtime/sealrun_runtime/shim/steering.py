@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 from sealrun_protocol import messages
 from sealrun_protocol.errors import ErrorCode, Phase
+from sealrun_protocol.evidence import NONCE_BYTES
 from sealrun_protocol.messages import HostMessage
 
 from sealrun_runtime.shim import agent
@@ -51,8 +52,8 @@ class Steering:
                 log.info("a killed container was not resumed: %s", error.text)
 
     async def carry_out(self, verb: str, argument: str) -> str:
-        """pause, resume, update RESOURCES, ps, stats: the document of the answer, empty where there
-        is none. Raises ShimError."""
+        """pause, resume, update RESOURCES, ps, stats, attest NONCE: the document of the answer, empty
+        where there is none. Raises ShimError."""
         here = self._container
         match verb:
             case "pause":
@@ -75,6 +76,8 @@ class Steering:
                 here.expect(*LIVE)
                 done = await self._ask(lambda n: messages.ReadStatistics(id=n, container=here.id))
                 return _json(done.document, dict[str, Any])
+            case "attest":
+                return await self._evidence(argument)
             case _:
                 raise Misuse("not a request")
         return ""
@@ -87,6 +90,17 @@ class Steering:
         first = [here.process.pid] if here.process is not None else []
         pids = msgspec.json.encode([*first, *self._executions.pids]).decode()
         return f'{{"pids":{pids},"processes":{processes}}}'
+
+    async def _evidence(self, nonce: str) -> str:
+        try:
+            wanted = bytes.fromhex(nonce)
+        except ValueError as error:
+            raise Misuse("not a nonce") from error
+        if len(wanted) not in NONCE_BYTES:
+            raise Misuse(f"a nonce of {len(wanted)} bytes")
+        self._container.expect(*LIVE)
+        done = await self._ask(lambda n: messages.Attest(id=n, nonce=wanted))
+        return _json(done.document, dict[str, Any])
 
     async def _ask(
         self, make: Callable[[int], HostMessage], seconds: float = agent.INQUIRY_SECONDS

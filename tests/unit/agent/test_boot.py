@@ -190,3 +190,23 @@ def test_last_words_of_a_failure_that_nobody_foresaw(capfd: pytest.CaptureFixtur
 
 def test_last_words_without_a_reason(capfd: pytest.CaptureFixture[str]) -> None:
     assert words_of(KeyboardInterrupt(), capfd).endswith("KeyboardInterrupt: no reason given\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "groups"),
+    [
+        (None, "", set()),
+        ("sys/devices/platform/sev-guest", "", {"tee-snp"}),
+        ("proc/cpuinfo", "processor: 0\nflags\t\t: fpu tdx_guest sse\n", {"tee-tdx"}),
+        ("proc/cpuinfo", "flags\t\t: fpu not_tdx_guest\n", set()),
+    ],
+)
+def test_the_tee_s_modules_go_by_what_the_cpu_says(
+    tmp_path: Path, path: str | None, content: str, groups: set[str]
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("flags\t\t: fpu\n")
+    if path is not None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    assert boot.tee_groups(str(tmp_path)) == groups

@@ -172,6 +172,9 @@ def test_init_data_is_bound_by_host_data(milan: Amd, algorithm: str) -> None:
     raw = milan.report(3, report_data=BOUND, host_data=digest)
     assert verify(milan, raw, init_data=INIT_DATA)["init_data"] == digest.hex()
     assert verify(milan, raw, init_data=None)
+    with pytest.raises(EvidenceInvalid, match="HOST_DATA says that there is init-data"):
+        verify(milan, raw, init_data=b"")
+    assert verify(milan, milan.report(3, report_data=BOUND), init_data=b"")
     with pytest.raises(EvidenceInvalid, match="HOST_DATA is not the digest of the init-data"):
         verify(milan, raw, init_data=INIT_DATA + b"\n")
     with pytest.raises(EvidenceInvalid, match="HOST_DATA"):

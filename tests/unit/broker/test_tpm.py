@@ -146,6 +146,8 @@ def test_init_data_is_bound_by_pcr_8(chip: Tpm) -> None:
     expected = EXPECTED._replace(init_data=INIT_DATA)
     assert tpm.verify(chip.evidence(), expected)
     assert tpm.verify(chip.evidence(), EXPECTED)
+    with pytest.raises(EvidenceInvalid, match="PCR 8 says that there is init-data"):
+        tpm.verify(chip.evidence(), EXPECTED._replace(init_data=b""))
     with pytest.raises(EvidenceInvalid, match="PCR 8 is not the digest of the init-data"):
         tpm.verify(chip.evidence(), EXPECTED._replace(init_data=INIT_DATA + b" "))
     for other in (
@@ -159,18 +161,41 @@ def test_init_data_is_bound_by_pcr_8(chip: Tpm) -> None:
             tpm.verify(chip.evidence(), expected)
 
 
-def logged(chip: Tpm) -> Verified:
-    log = header("sha256") + event(0, 8, b"firmware", ["sha256"])
+def logged(chip: Tpm, *more: bytes) -> Verified:
+    log = header("sha256") + event(0, 8, b"firmware", ["sha256"]) + b"".join(more)
     log += event(13, 6, tagged(PULL), ["sha256"])
     return tpm.verify(chip.evidence(log), EXPECTED)
 
 
 def test_the_log_says_which_images_were_pulled(chip: Tpm) -> None:
+    chip.pcrs[0] = extended("sha256", hashlib.sha256(b"firmware").digest())
     chip.pcrs[13] = extended("sha256", hashlib.sha256(tagged(PULL)).digest())
     found = logged(chip)
     assert (found.images, found.missing) == (("sha256:1",), ())
     chip.pcrs[13] = extended("sha256", chip.pcrs[13])
     with pytest.raises(EvidenceInvalid, match="does not replay into PCR 13"):
+        logged(chip)
+
+
+def test_the_log_replays_into_every_pcr_that_it_names(chip: Tpm) -> None:
+    chip.pcrs[13] = extended("sha256", hashlib.sha256(tagged(PULL)).digest())
+    with pytest.raises(EvidenceInvalid, match="does not replay into PCR 0"):
+        logged(chip)
+    chip.pcrs[0] = extended("sha256", hashlib.sha256(b"firmware").digest())
+    with pytest.raises(EvidenceInvalid, match="does not replay into PCR 4"):
+        logged(chip, event(4, 0x80000003, b"kernel", ["sha256"]))
+    with pytest.raises(EvidenceInvalid, match="does not replay into PCR 24"):
+        logged(chip, event(24, 0x80000003, b"kernel", ["sha256"]))
+
+
+def test_a_tpm_that_was_started_from_another_locality(chip: Tpm) -> None:
+    chip.pcrs[13] = extended("sha256", hashlib.sha256(tagged(PULL)).digest())
+    first = hashlib.sha256(bytes(31) + b"\3" + hashlib.sha256(b"firmware").digest()).digest()
+    chip.pcrs[0] = first
+    log = header("sha256") + event(0, 3, b"StartupLocality\0\3", {"sha256": bytes(32)})
+    log += event(0, 8, b"firmware", ["sha256"]) + event(13, 6, tagged(PULL), ["sha256"])
+    assert tpm.verify(chip.evidence(log), EXPECTED).images == ("sha256:1",)
+    with pytest.raises(EvidenceInvalid, match="PCR 0"):
         logged(chip)
 
 
