@@ -3,6 +3,8 @@
 SOCK_SEQPACKET on ROOT/ID/shim.sock. A request is one datagram of fields separated by NUL, file
 descriptors beside it:
 
+    join    ID                          to a pod's shim: with the container's directory and the listening
+                                        socket at which it is asked about from then on
     create  ID  BUNDLE  STANDIN_PID     with stdin, stdout, stderr, stand-in link, and what the
                                         guest is to see of the host, as sharing.Plan.names has it
     start   ID
@@ -18,8 +20,9 @@ descriptors beside it:
 
 The answer is any number of `progress PHASE TEXT`, then one `ok [JSON]` or `error KIND TEXT REMEDY`.
 KIND is an ErrorCode value of the protocol with the guest, or `host-unfit`, `vmm-failed`,
-`wrong-state`, `not-found`, `internal`. No datagram is larger than DATAGRAM_BYTES. A shim is alive
-exactly as long as its socket can be connected to.
+`wrong-state`, `not-found`, `refused`, `pod-closed`, `internal`. No datagram is larger than DATAGRAM_BYTES. A shim is alive
+exactly as long as its socket can be connected to; that of a pod's container as long as the container is
+in there.
 
 Where the program has a terminal, its three descriptors are the (raw) slave of a pseudo-terminal.
 PROCESS_ID is drawn by the caller and used once in the container's life. On its link a stand-in says

@@ -15,6 +15,7 @@ from sealrun_runtime import (
     hooks,
     image_reference,
     installation,
+    joining,
     leftovers,
     pid_file,
     sharing,
@@ -22,9 +23,10 @@ from sealrun_runtime import (
     store,
 )
 from sealrun_runtime import handover as handing
+from sealrun_runtime import pod as pods
 from sealrun_runtime import stand_in as standing
 from sealrun_runtime.arguments import Invocation
-from sealrun_runtime.client import Connection
+from sealrun_runtime.client import ANSWER_SECONDS, Connection
 from sealrun_runtime.commands import delete
 from sealrun_runtime.errors import (
     HOST_KINDS,
@@ -80,10 +82,15 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     tenant = _init_data(container.annotations)
     _check_guest_hooks(container, tenant.container.hooks if tenant else ())
     shared_root = tenant is None or tenant.host.insecure_shared_root
-    image = image_reference.choose(
-        container, stored, settings.image.source, shared_root=shared_root
-    )
-    plan = sharing.plan(container, image.reference)
+    pod = pods.find(container, container_id)
+    idle = pod is not None and pod.idle
+    if idle:
+        image = image_reference.ImageReference("", image_reference.NOTHING)
+    else:
+        image = image_reference.choose(
+            container, stored, settings.image.source, shared_root=shared_root
+        )
+    plan = sharing.plan(container, image.reference, idle=idle)
     sharing.check(container, plan, tenant.host if tenant is not None else None)
     handover = handing.Handover(
         id=container_id,
@@ -96,6 +103,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         guest_image=settings.guest.image or installation.guest_image(),
         config=settings,
         debug=invocation.debug,
+        pod=pod,
     )
     return Prepared(handover, oci_config, plan)
 
@@ -130,7 +138,7 @@ class _Attempt:
         self.stand_in = 0
         self.terminal: Terminal | None = None
         self._invocation = invocation
-        self._directory = directory
+        self._directory = self._shim = directory
         self._prepared = prepared
         self._log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
         self._phase = ""
@@ -193,8 +201,13 @@ class _Attempt:
                 directory.write(name, hooks.encode(found))
 
     def _spawn_shim(self) -> None:
+        """Or find that of the container's pod."""
+        handover = self._prepared.handover
         with shim_process.listen(self._directory) as listener:
-            shim_process.spawn(self._directory, listener)
+            if handover.pod is None:
+                shim_process.spawn(self._directory, listener)
+            else:
+                self._shim = joining.join(self._directory, listener.fileno(), handover)
 
     def _run_hooks(self) -> None:
         """Those that the specification puts between the namespaces and the root file system.
@@ -224,7 +237,7 @@ class _Attempt:
                 error.phase = self._phase or "boot"
             raise
         except HostError as error:
-            words = shim_process.last_words(self._directory)
+            words = shim_process.last_words(self._shim)
             raise HostError(f"{error.text}: {words}" if words else error.text) from error
         connection.close()
 
@@ -242,7 +255,9 @@ class _Attempt:
         if self.terminal is not None:
             self.terminal.close()
         try:
-            delete.delete(self._invocation, self._directory, force=True, seconds=PATIENCE)
+            alone = self._prepared.handover.pod is None
+            seconds = PATIENCE if alone else ANSWER_SECONDS  # others are in a pod's VM
+            delete.delete(self._invocation, self._directory, force=True, seconds=seconds)
         except SealrunError as leftover:
             if isinstance(error, SealrunError):
                 error.remedy = f"{error.remedy}; {leftover.text}".removeprefix("; ")

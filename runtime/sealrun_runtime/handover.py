@@ -10,7 +10,9 @@ from typing import Final
 import msgspec
 
 from sealrun_runtime.bundle import ContainerSpec
+from sealrun_runtime.pod import Pod
 from sealrun_runtime.settings import Config
+from sealrun_runtime.store import Directory
 
 FILE: Final = "shim.json"
 OCI_CONFIG_FILE: Final = "oci.json"
@@ -18,7 +20,7 @@ VERSION: Final = 1
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the shim of one sandbox starts from.
+    """What the shim of one sandbox starts from, and what each container that comes later is made by.
 
     container: the parts of config.json that the host acts upon.
     image: the image's reference (registry/repository@digest or :tag); image_source says who named it.
@@ -27,6 +29,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name; empty: any, or none.
     guest_image: absolute path of the guest image's directory, `config.guest.image` resolved.
     debug: --debug was given.
+    pod: the container's part in one; None where it stands alone.
     """
 
     version: int = VERSION
@@ -40,11 +43,22 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     guest_image: str
     config: Config
     debug: bool = False
+    pod: Pod | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the container runs nothing in the guest."""
+        return self.pod is not None and self.pod.idle
 
 
 def encode(handover: Handover) -> bytes:
     """The content of shim.json."""
     return msgspec.json.encode(handover)
+
+
+def read(directory: Directory) -> tuple[Handover, bytes]:
+    """What lies in a container's directory, and its config.json. Raises as `decode`."""
+    return decode(directory.read(FILE)), directory.read(OCI_CONFIG_FILE)
 
 
 def decode(content: bytes) -> Handover:

@@ -31,6 +31,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from sealrun_runtime import pod
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import InvalidRequest
 
@@ -42,6 +43,7 @@ _CRIO_KEYS: Final = ("ImageRepoDigests", "ImageName", "Image")
 _OURS: Final = "io.sealrun."
 
 BUNDLE: Final = "bundle"
+NOTHING: Final = "nothing"
 REMEDY: Final = f"name it with the annotation {IMAGE}=REGISTRY/REPOSITORY:TAG"
 _REFERENCE_CHARACTERS: Final = 512
 _BUNDLE: Final = re.compile(
@@ -61,7 +63,8 @@ class NoReference(InvalidRequest):
 
 class ImageReference(NamedTuple):
     """`registry/repository@digest` or `registry/repository:tag`, and who named it. Empty with the
-    source `bundle` where the root file system is the bundle's directory."""
+    source `bundle` where the root file system is the bundle's directory, with `nothing` where the
+    container runs nothing."""
 
     reference: str
     source: str
@@ -295,7 +298,7 @@ def _is_local(name: str) -> bool:
 
 def _acted_upon(name: str) -> bool:
     crio = name.startswith(_CRIO) and name.removeprefix(_CRIO) in _CRIO_KEYS
-    return crio or name.startswith(_OURS) or name == KATA_INIT_DATA
+    return crio or name.startswith(_OURS) or name == KATA_INIT_DATA or name in pod.ANNOTATIONS
 
 
 def _read(path: str) -> bytes:

@@ -73,8 +73,11 @@ class Sources(NamedTuple):
     for_stand_in: tuple[Tree, ...]
 
 
-def plan(container: ContainerSpec, image: str) -> Plan:
-    """What the guest gets. image: the reference; empty where the root is the bundle's directory."""
+def plan(container: ContainerSpec, image: str, *, idle: bool = False) -> Plan:
+    """What the guest gets. image: the reference; empty where the root is the bundle's directory.
+    idle: the container runs nothing in the guest."""
+    if idle:
+        return Plan(False, (), ())
     binds = [
         index
         for index, mount in enumerate(container.mounts)

@@ -1,4 +1,5 @@
-"""The state root: ROOT/ID/ for each container, readable by its owner only.
+"""The state root: ROOT/ID/ for each container, ROOT/pod:SANDBOX:TOKEN/ for each pod, readable by their
+owner only. A container that stands alone is a sandbox of its own, and has all of these files:
 
     state.json    the finished OCI state, replaced atomically: `create` writes the first ("creating"),
                   the shim all others. Members in this order: ociVersion, id, status, pid, bundle,
@@ -11,6 +12,8 @@
     cgroups       lines of absolute cgroup directories that the shim made, the deepest last
     network       lines about redirected interfaces, while there are any  (network/leftover.py)
     channel.sock, console.log, vmm.log, shim.log
+    pod           in a container of a pod: the name of the pod's directory, which has what belongs to
+                  the VM and the shim; the container's has state.json, shim.sock and what is its own
 
 This module is on the hot path: `posix` instead of `os` (which costs 1 ms).
 """
@@ -27,6 +30,8 @@ NETWORK = "network"
 POSTSTART = "poststart.json"
 POSTSTOP = "poststop.json"
 SHIM_LOG = "shim.log"
+POD = "pod"
+POD_PREFIX = "pod:"  # of a directory's name; no id of a container has a colon
 
 ID_LENGTH = 1024
 _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-.")
@@ -58,10 +63,11 @@ def check_id(container: str) -> str:
 
 
 class Directory:
-    """The open state directory of one container. Everything goes through its descriptor, so that a
-    directory of the same name that another call makes meanwhile is never touched."""
+    """The open state directory of one container, or of a pod. Everything goes through its descriptor,
+    so that a directory of the same name that another call makes meanwhile is never touched."""
 
     def __init__(self, root: str, container: str, descriptor: int) -> None:
+        self.root = root
         self.container = container
         self.path = f"{root}/{container}"
         self.descriptor = descriptor
@@ -134,7 +140,17 @@ class Directory:
 
 def open_container(root: str, container: str) -> Directory:
     """The state directory of an existing container. Raises NotFound, InvalidRequest, HostError."""
-    check_id(container)
+    return _open(root, check_id(container))
+
+
+def open_pod(root: str, name: str) -> Directory:
+    """An existing pod's directory. Raises NotFound, InvalidRequest, HostError."""
+    if not name.startswith(POD_PREFIX) or "/" in name:
+        raise InvalidRequest(f"not a pod's directory: {name[:80]!r}")
+    return _open(root, name)
+
+
+def _open(root: str, container: str) -> Directory:
     flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC | posix.O_NOFOLLOW
     try:
         return Directory(root, container, posix.open(f"{root}/{container}", flags))
@@ -146,7 +162,20 @@ def open_container(root: str, container: str) -> Directory:
 
 def make_container(root: str, container: str) -> Directory:
     """A new state directory. Raises InvalidRequest where the id is taken or unfit, HostError."""
-    check_id(container)
+    return _make(root, check_id(container))
+
+
+def pod_name(sandbox: str, token: str) -> str:
+    """Of a directory for a new pod. Raises InvalidRequest."""
+    return f"{POD_PREFIX}{check_id(sandbox)}:{token}"
+
+
+def make_pod(root: str, name: str) -> Directory:
+    """A new directory for a pod. Raises InvalidRequest, HostError."""
+    return _make(root, name)
+
+
+def _make(root: str, container: str) -> Directory:
     path = f"{root}/{container}"
     try:
         _make_root(root)
@@ -155,11 +184,20 @@ def make_container(root: str, container: str) -> Directory:
         raise InvalidRequest(f"container with id exists: {container}") from None
     except OSError as error:
         raise HostError(f"cannot make {path}: {cause(error)}") from error
-    return open_container(root, container)
+    return _open(root, container)
 
 
 def containers(root: str) -> list[str]:
     """The ids of all containers, sorted."""
+    return [name for name in _names(root) if not name.startswith(POD_PREFIX)]
+
+
+def pods(root: str, sandbox: str) -> list[str]:
+    """The names of a pod's directories; it may have several, of which at most one takes members."""
+    return [name for name in _names(root) if name.startswith(f"{POD_PREFIX}{sandbox}:")]
+
+
+def _names(root: str) -> list[str]:
     try:
         return sorted(posix.listdir(root))
     except FileNotFoundError:

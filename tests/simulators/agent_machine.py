@@ -178,12 +178,13 @@ def main() -> None:
     _mount("cgroup2", "/sys/fs/cgroup", flags=nosuid_nodev_noexec)
     _mount("tmpfs", "/run", "mode=0755")
     choice = Choice("/nonexistent")
-    if sys.argv[4]:
-        choice._found = TpmAttester(_tpm(sys.argv[4]), "/nonexistent")
+    tpm = sys.argv[4] if len(sys.argv) > 4 else ""
+    if tpm:
+        choice._found = TpmAttester(_tpm(tpm), "/nonexistent")
     machine = Machine(
         tee=sys.argv[2],
         directory=DIRECTORY,
-        bind=choice.bind if sys.argv[4] else bind,
+        bind=choice.bind if tpm else bind,
         set_hostname=socket.sethostname,
         set_clock=lambda _nanoseconds: None,
         images=BusyboxImages,

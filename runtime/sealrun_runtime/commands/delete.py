@@ -42,7 +42,7 @@ def delete(
 ) -> None:
     """seconds: how long a shim may take to end everything by itself. Raises WrongState where the
     container runs and `force` is not given, Reported, HostError."""
-    patience = 0.0
+    patience, lost = 0.0, False
     try:
         client.ask(directory, "delete", directory.container, "1" if force else "0", seconds=seconds)
         patience = PATIENCE
@@ -58,18 +58,36 @@ def delete(
     except HostError:
         if not force:
             raise
-    remove(invocation, directory, patience=patience)
+        lost = True
+    remove(invocation, directory, patience=patience, lost=lost)
 
 
-def remove(invocation: Invocation, directory: store.Directory, *, patience: float) -> None:
+def remove(
+    invocation: Invocation, directory: store.Directory, *, patience: float, lost: bool = False
+) -> None:
     """Leave nothing of the container, then run its poststop hooks (runtime-spec, "Lifecycle", step
-    13: a hook that fails is a warning). Raises HostError."""
+    13: a hook that fails is a warning). lost: its pod's shim does not answer. Raises HostError."""
     hooks = directory.read(store.POSTSTOP)
     document = directory.read(store.STATE) if hooks else b""
+    pod = directory.read(store.POD).decode()
+    if pod:  # first: it is known by what is removed next
+        _clean_pod(directory.root, pod, lost=lost)
     if leftovers.remove(directory, patience=patience):
         from sealrun_runtime.hooks import run_poststop
 
         run_poststop(invocation, hooks, store.as_stopped(document))
+
+
+def _clean_pod(root: str, name: str, *, lost: bool) -> None:
+    """Remove what is left of a pod whose shim has ended; nothing while that one lives, unless it is
+    lost: then the pod ends, with all of its containers."""
+    try:
+        place = store.open_pod(root, name)
+    except NotFound:
+        return
+    if lost or not client.is_alive(place):
+        leftovers.remove(place, patience=0.0 if lost else PATIENCE)
+    place.close()
 
 
 def _status(directory: store.Directory) -> str:

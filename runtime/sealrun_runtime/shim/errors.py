@@ -3,6 +3,8 @@
     ShimError           kind, text, remedy
     ├── WrongState      the container's state does not allow the request
     ├── NotFound        no container of this id in this sandbox
+    ├── Refused         the sandbox cannot have such a container in it
+    ├── PodClosed       it takes no containers any more; another of the same pod may
     ├── Misuse          the request is none of the control protocol's: a bug of the caller
     ├── HostUnfit       this machine cannot boot the VM
     ├── HostFailed      a file or a cgroup of this machine
@@ -18,7 +20,7 @@ from typing import Final
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 
-from sealrun_runtime.errors import PROGRAM_KINDS, one_line
+from sealrun_runtime.errors import KIND_CLOSED, PROGRAM_KINDS, one_line
 
 PROGRAM_CODES: Final = frozenset(PROGRAM_KINDS)
 
@@ -44,6 +46,18 @@ class NotFound(ShimError):
     """No container of this id in this sandbox."""
 
     kind = "not-found"
+
+
+class Refused(ShimError):
+    """The container does not fit into this sandbox."""
+
+    kind = "refused"
+
+
+class PodClosed(ShimError):
+    """This sandbox takes no containers any more."""
+
+    kind = KIND_CLOSED
 
 
 class Misuse(ShimError):

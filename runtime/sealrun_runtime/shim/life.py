@@ -18,9 +18,8 @@ from sealrun_vmm.errors import SpecRefused, VmmError
 from sealrun_runtime import handover as handing
 from sealrun_runtime import leftovers
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.shim import cgroup as cgroups
 from sealrun_runtime.shim import log as logging
-from sealrun_runtime.shim import network, tpm
+from sealrun_runtime.shim import network, placement, tpm
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
@@ -32,9 +31,7 @@ from sealrun_runtime.store import Directory
 
 if TYPE_CHECKING:
     from sealrun_runtime.shim.sandbox import Sandbox
-    from sealrun_runtime.shim.server import Server
 
-ASKED_SECONDS: Final = 30.0  # for `create` to ask, which it does at once unless it was killed
 # A guest gone bad can make ZeroMQ hold one endless message: then this process dies, and with it the
 # VM, instead of the host's memory. The sum of all windows and queues is 300 MiB.
 DATA_BYTES: Final = 512 << 20
@@ -46,15 +43,10 @@ def run(path: str, listener: int, planner: Planner) -> int:
 
     listener: descriptor of the listening control socket."""
     descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with open(handing.FILE, "rb") as file:
-        handover = handing.decode(file.read())
-    with open(handing.OCI_CONFIG_FILE, "rb") as file:
-        oci_config = file.read()
-    logging.configure("debug" if handover.debug else handover.config.log.level)
-    for line in handover.container.left_out:
-        log.info("config.json: %s", line)
     root, _, name = path.rpartition("/")
     directory = Directory(root, name, descriptor)
+    handover, oci_config = handing.read(directory)
+    logging.configure("debug" if handover.debug else handover.config.log.level)
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(_life(handover, oci_config, directory, listener, planner))
@@ -67,40 +59,41 @@ async def _life(
     handover: Handover, oci_config: bytes, directory: Directory, listener: int, planner: Planner
 ) -> None:
     cgroup: Cgroup | None = None
-    place: Namespace | None = None
     launched: Launched | None = None
     failure: ShimError | None = None
+    pod = handover.pod
+
+    async def launch(wanted: Handover) -> Launched:
+        place = network.of_bundle(wanted, directory)
+        try:
+            return await _launch(wanted, directory, planner, place)
+        except ShimError:
+            if place is not None:
+                place.close()
+            raise
+
     try:
-        cgroup = _enter_cgroup(handover, directory)
-        place = network.of_bundle(handover, directory)
-        launched = await _launch(handover, directory, planner, place)
+        cgroup = placement.enter(handover, directory)
+        if pod is None or pod.complete:
+            launched = await launch(handover)
     except ShimError as error:
         failure = error
-        if place is not None:
-            place.close()
     from sealrun_runtime.shim.sandbox import Sandbox
-    from sealrun_runtime.shim.server import Server
 
-    sandbox = Sandbox(handover, oci_config, directory, cgroup)
+    sandbox = Sandbox(handover, directory, cgroup, launch)
     _expect_trouble(sandbox)
+    if pod is None:
+        sandbox.admit(handover, oci_config, directory, cgroup, socket.socket(fileno=listener))
+    else:
+        sandbox.open(socket.socket(fileno=listener))
     if launched is not None:
         sandbox.boot(launched)
     if failure is not None:
         sandbox.fail(failure)
-    server = Server(socket.socket(fileno=listener), sandbox)
-    overdue = asyncio.ensure_future(_expect_create(server, sandbox))
     await sandbox.run()
-    if sandbox.failed_before_create:
-        await overdue
-    await server.close()
-
-
-async def _expect_create(server: "Server", sandbox: "Sandbox") -> None:
-    try:
-        async with asyncio.timeout(ASKED_SECONDS):
-            await server.create_asked.wait()
-    except TimeoutError:
-        sandbox.call_off("nobody asked for the container")
+    if sandbox.empty:  # nobody will delete what belongs to nobody
+        directory.clear()
+        directory.remove()
 
 
 def _expect_trouble(sandbox: "Sandbox") -> None:
@@ -163,26 +156,3 @@ def _listen(name: str) -> int:
         except OSError as error:
             raise HostFailed(f"cannot listen on {name}: {error.strerror}") from error
         return listener.detach()
-
-
-def _enter_cgroup(handover: Handover, directory: Directory) -> Cgroup | None:
-    """Make the sandbox's cgroup and move this process into it, where the VMM will be born.
-    None where the engine wants none. Raises HostFailed."""
-    wanted = handover.container.cgroups_path
-    if not wanted:
-        return None
-    cgroup = None
-    try:
-        with open("/proc/self/mountinfo") as file:
-            where = cgroups.hierarchies(file.read())
-        cgroup = Cgroup(directory, where, cgroups.directory_of(wanted))
-        cgroup.make()
-        cgroup.join_self()
-    except ValueError as error:
-        raise HostFailed(str(error)) from error
-    except OSError as error:
-        if cgroup is not None:
-            cgroup.remove()
-        text = f"cannot make the cgroup {error.filename or wanted}: {error.strerror}"
-        raise HostFailed(text) from error
-    return cgroup

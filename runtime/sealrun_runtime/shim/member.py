@@ -1,14 +1,15 @@
 """One container of a sandbox: the requests about it, from `create` to its end.
 
-What ends it early ends the whole sandbox where nothing else is in there (`Surroundings.lose`).
+What ends it early ends the whole sandbox where nothing else is in there (`Surroundings.lose`); else it is
+removed from the guest, and the others go on.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Final, Protocol
 
 from sealrun_protocol import messages
-from sealrun_protocol.errors import Phase
+from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.messages import HostMessage, ProtocolViolation
 
 from sealrun_runtime import sharing
@@ -43,6 +44,7 @@ FLUSH_SECONDS: Final = (
     2.0  # for output that nobody reads, where the container did not end by itself
 )
 REPORT_SECONDS: Final = 1.0  # for the ends of executed programs, after that of the container
+REMOVE_SECONDS: Final = 60.0  # for the guest to unmount and forget it, emulated on a loaded machine
 
 
 class Surroundings(Protocol):
@@ -53,8 +55,8 @@ class Surroundings(Protocol):
         """Requests to the guest."""
 
     @property
-    def streams(self) -> Streams | None:
-        """None until the VM was launched."""
+    def streams(self) -> Streams:
+        """All of the guest's."""
 
     @property
     def tree(self) -> SharedTree | None:
@@ -73,21 +75,24 @@ class Surroundings(Protocol):
     async def ready(self) -> None:
         """Return when the guest takes containers. Raises ShimError."""
 
-    async def gone(self) -> None:
-        """Return when nothing of the sandbox is left."""
-
     def fail(self, error: ShimError) -> None:
         """End the sandbox."""
 
     def lose(self, member: "Member", error: ShimError) -> None:
         """End the container before its time."""
 
+    def outlives(self, member: "Member") -> bool:
+        """Whether the VM will be there without this container."""
+
     def settle(self) -> None:
         """A container is over."""
 
 
 class Member:
-    """Event loop only. over: nothing will be heard of it any more. hears its stand-in (link.Hearer)."""
+    """Event loop only. It hears its stand-in (link.Hearer).
+
+    asked: a `create` came, or none is expected any more. lost: why it ends before its time.
+    over: nothing will be heard of it any more. gone: nothing is left but its state directory."""
 
     def __init__(
         self,
@@ -98,8 +103,13 @@ class Member:
         sandbox: Surroundings,
     ) -> None:
         self.handover = handover
-        self.over = False
-        self._oci_config, self._cgroup, self._sandbox = oci_config, cgroup, sandbox
+        self.asked = self.over = False
+        self.lost: ShimError | None = None
+        self.gone = asyncio.Event()
+        self._in_guest = self._dropped = False
+        self._shared: Sequence[str] = ()
+        self.cgroup = cgroup
+        self._oci_config, self._sandbox = oci_config, sandbox
         self._container = Container(handover, directory)
         self._executions = Executions(
             handover.id, sandbox.agent, sandbox.send, sandbox.spawn, self._join_cgroup
@@ -122,6 +132,12 @@ class Member:
         """Whether its program has ended."""
         return self._container.ending
 
+    @property
+    def stand_in(self) -> int:
+        """The pid of its stand-in; 0 before `create`."""
+        process = self._container.process
+        return process.pid if process is not None else 0
+
     def note(self, name: str, value: str) -> None:
         """Add an annotation to the state documents that follow."""
         self._container.note(name, value)
@@ -130,32 +146,26 @@ class Member:
 
     async def create(self, pid: int, given: Descriptors, progress: Progress) -> None:
         """Takes the descriptors over. Raises ShimError."""
+        self.asked = True
         try:
-            streams = self._fit_to_create()
+            if self.lost is not None:
+                await self.gone.wait()
+                raise self.lost
+            self._fit_to_create()
         except ShimError:
             given.close()
             raise
         self._progress = progress
         try:
-            process = self._container.process = Process(
-                pid, given, streams, self, terminal=self.handover.container.terminal
-            )
+            process = self._container.process = self._process(pid, given)
             self._join_cgroup(pid)
-            progress(Phase.BOOT.value, "waiting for the guest")
-            await self._sandbox.ready()
-            await self._share(given)
-            done = await self._sandbox.agent.request(
-                lambda number: request.create_container(
-                    number, self.handover, self._oci_config, process
-                ),
-                agent.CREATE_SECONDS,
-            )
+            digest = await self._prepare(process, given, progress)
             self._container.expect(Status.CREATING)
-            self._container.created(wire_text(done.image_digest))
+            self._container.created(digest)
         except ShimError as error:
             self._sandbox.lose(self, error)
-            await self._sandbox.gone()
-            raise self._sandbox.failure or error from error
+            await self.gone.wait()
+            raise self.lost or error from error
         except asyncio.CancelledError:
             self.call_off("whoever asked for the container went away")
             raise
@@ -168,6 +178,7 @@ class Member:
         names = sharing.plan(self.handover.container, self.handover.image).names
         if self._sandbox.tree is not None:
             await self._sandbox.tree.attach(self.id, names, given.shares)
+            self._shared = names
         elif names:
             raise HostFailed("cannot share directories with the guest: its VM has no device for it")
 
@@ -175,27 +186,30 @@ class Member:
         """Raises ShimError."""
         self._container.expect(Status.CREATED)
         try:
-            await self._sandbox.agent.request(
-                lambda number: messages.StartContainer(id=number, container=self.id),
-                agent.START_SECONDS,
-            )
+            await self._begin()
         except WrongState:
             if self._sandbox.failure is not None:
                 raise
             return  # the program ended, and its VM was taken away, before the answer was here
         self._container.started()
 
+    async def _begin(self) -> None:
+        """Let it run. Raises ShimError."""
+        await self._sandbox.agent.request(
+            lambda number: messages.StartContainer(id=number, container=self.id),
+            agent.START_SECONDS,
+        )
+
     async def execute(self, name: str, pid: int, given: Descriptors, config: bytes) -> None:
         """Takes the descriptors over. Raises ShimError."""
-        streams = self._sandbox.streams
         try:
             self._container.expect(Status.CREATED, Status.RUNNING)
-            if self._container.ending or streams is None:
+            if self._container.ending:
                 raise WrongState("the container has ended")
         except ShimError:
             given.close()
             raise
-        await self._executions.run(name, pid, given, config, streams)
+        await self._executions.run(name, pid, given, config, self._sandbox.streams)
 
     async def steer(self, verb: str, argument: str) -> str:
         """Raises ShimError."""
@@ -223,21 +237,44 @@ class Member:
     def call_off(self, reason: str) -> None:
         """End it because nobody wants it any more; output that is still on its way to a reader who
         does not read is given up."""
+        self.asked = True  # nobody is left to be told
         draining = self._container.ending
         self._sandbox.lose(self, CalledOff(reason))
         if draining:
             self._container.hurry()
 
-    def _fit_to_create(self) -> Streams:
+    def _fit_to_create(self) -> None:
         self._container.expect(Status.CREATING)
-        if self._progress is not None or self._sandbox.streams is None:
+        if self._progress is not None or self._container.ending:
             raise WrongState("the container is being created already")
-        return self._sandbox.streams
+
+    def _process(self, pid: int, given: Descriptors) -> Process:
+        """Takes the descriptors over. Raises ShimError."""
+        terminal = self.handover.container.terminal
+        return Process(pid, given, self._sandbox.streams, self, terminal=terminal)
+
+    async def _prepare(self, process: Process, given: Descriptors, progress: Progress) -> str:
+        """Have it made in the guest; the digest of its image. Raises ShimError."""
+        progress(Phase.BOOT.value, "waiting for the guest")
+        await self._sandbox.ready()
+        if self._container.ending:
+            raise WrongState("the container was deleted meanwhile")
+        await self._share(given)
+        self._in_guest = True
+        done = await self._sandbox.agent.request(
+            lambda number: request.create_container(
+                number, self.handover, self._oci_config, process
+            ),
+            agent.CREATE_SECONDS,
+        )
+        return wire_text(done.image_digest)
 
     # --- its end ---------------------------------------------------------------------------------
 
     def end(self, reason: str) -> None:
         """It ends before its time, and so does its VM: the guest will not be heard any more."""
+        if self._dropped:
+            return
         if self._container.status in LIVE:
             if not self._container.ending:
                 self._container.ending = True
@@ -245,8 +282,13 @@ class Member:
         else:
             if self._container.status is Status.CREATING:
                 self._container.abandon(reason)
-            self.over = True
-            self._sandbox.settle()
+            self._be_over()
+
+    def drop(self, reason: str) -> None:
+        """It ends before its time, and its VM goes on."""
+        if not self._container.ending:
+            self._container.ending = self._dropped = True
+            self._sandbox.spawn(self._leave(reason))
 
     def hurry(self) -> None:
         """Wait no longer for whoever does not read its output."""
@@ -255,12 +297,6 @@ class Member:
     async def dismiss(self) -> None:
         """Wait, for a bounded time, until the stand-in has gone with its code."""
         await self._container.dismiss()
-
-    def remove_cgroup(self) -> None:
-        """The last that is left of it on this host, but for its state directory."""
-        if self._cgroup is not None:
-            for path in self._cgroup.remove():
-                log.info("cgroup %s stays: it is in use", path)
 
     async def end_executions(self) -> None:
         """Nothing of the guest's will be heard any more."""
@@ -279,6 +315,41 @@ class Member:
             self._container.finish(code, reason, seconds),
             self._executions.end(settle, FLUSH_SECONDS),
         )
+        if self._sandbox.outlives(self):
+            await self._remove_from_guest()
+        self._be_over()
+
+    async def _leave(self, reason: str) -> None:
+        live = self._container.status in LIVE
+        if not await self._remove_from_guest() and live:
+            self._sandbox.fail(VmmFailed("the guest did not remove a container"))
+        if live:
+            await self._finish(KILLED, reason, FLUSH_SECONDS)
+        else:
+            self._container.abandon(reason)
+            self._be_over()
+
+    async def _remove_from_guest(self) -> bool:
+        """Whether nothing of it runs there any more."""
+        if not self._in_guest:
+            return True
+        self._in_guest = False
+        try:
+            await self._sandbox.agent.request(
+                lambda number: messages.DeleteContainer(id=number, container=self.id),
+                REMOVE_SECONDS,
+            )
+        except ShimError as error:
+            if isinstance(error, GuestFailed) and error.code is ErrorCode.CONTAINER_UNKNOWN:
+                return True  # creating it failed there
+            log.error("the guest did not remove container %s: %s", self.id, error.text)
+            return False
+        finally:
+            if self._sandbox.tree is not None:
+                self._sandbox.tree.detach(self.id, self._shared)
+        return True
+
+    def _be_over(self) -> None:
         self.over = True
         self._sandbox.settle()
 
@@ -299,7 +370,7 @@ class Member:
             self._executions.exited(message)
             return
         if self._container.ending:
-            if self._sandbox.failure is None:
+            if self._sandbox.failure is None and not self._dropped:
                 raise ProtocolViolation("a second end of the container")
             return
         if self._container.status is Status.CREATING:
@@ -329,10 +400,10 @@ class Member:
         self.call_off("its stand-in process was killed")
 
     def _join_cgroup(self, pid: int) -> None:
-        if self._cgroup is None:
+        if self.cgroup is None:
             return
         try:
-            self._cgroup.join(pid)
+            self.cgroup.join(pid)
         except OSError as error:
             text = f"cannot put the stand-in into the cgroup: {error.strerror}"
             raise HostFailed(text) from error

@@ -105,6 +105,10 @@ class Relay:
         self._streams, self._wire, self._report = streams, wire, report
         self._dialling: dict[int, asyncio.Task[socket.socket]] = {}
 
+    def allow(self, more: frozenset[Endpoint]) -> None:
+        """Let the guest reach these, too."""
+        self._allowed |= more
+
     def open(self, message: OpenTunnel) -> None:
         """Dial, or refuse. Raises ProtocolViolation for an id that is not the guest's or is in use."""
         stream = message.stream

@@ -4,29 +4,49 @@ Whatever ends a sandbox early (the guest's word, its silence, its nonsense, the 
 stand-in's, a signal, a delete) goes through `fail`; the first reason counts. The VM has no life of
 its own: when its last container has ended it is taken away at once, since all that it holds is
 memory.
+
+A container that stands alone is admitted at the start. Those of a pod join: the VM is launched with the
+first that tells what it shall be like, and no more are let in once the infra container has ended.
 """
 
 import asyncio
-from collections.abc import Coroutine
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
 
+import msgspec
 from sealrun_protocol import messages
 from sealrun_protocol.messages import HostMessage, ProtocolViolation
 
+from sealrun_runtime import handover as handing
 from sealrun_runtime.handover import Handover
+from sealrun_runtime.shim import endpoints, placement
 from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.cgroup import Cgroup
-from sealrun_runtime.shim.errors import CalledOff, NotFound, ShimError, WrongState, wire_text
+from sealrun_runtime.shim.errors import (
+    CalledOff,
+    NotFound,
+    PodClosed,
+    Refused,
+    ShimError,
+    WrongState,
+    wire_text,
+)
+from sealrun_runtime.shim.infra import Infra
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.machine import Launched
 from sealrun_runtime.shim.member import Member
 from sealrun_runtime.shim.network import has_own_network
 from sealrun_runtime.shim.process import Descriptors
-from sealrun_runtime.shim.server import Progress
+from sealrun_runtime.shim.seat import ASKED_SECONDS, Seat
+from sealrun_runtime.shim.server import Progress, Server
 from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.shim.state import Status
 from sealrun_runtime.shim.streams import Streams
 from sealrun_runtime.shim.vm import Vm
 from sealrun_runtime.store import Directory
+
+Launcher = Callable[[Handover], Awaitable[Launched]]
+"""Raises ShimError."""
 
 
 class Sandbox:
@@ -34,20 +54,21 @@ class Sandbox:
     only."""
 
     def __init__(
-        self,
-        handover: Handover,
-        oci_config: bytes,
-        directory: Directory,
-        cgroup: Cgroup | None,
+        self, handover: Handover, directory: Directory, cgroup: Cgroup | None, launcher: Launcher
     ) -> None:
-        self._handover = handover
+        """handover: of the container that the sandbox was made for. cgroup: the one that this process
+        is in. empty: no container ever came."""
+        self._handover, self._cgroup, self._launcher = handover, cgroup, launcher
         self._vm = Vm(self)
         self.failure: ShimError | None = None
-        self._members: dict[str, Member] = {}
-        self._members[handover.id] = Member(handover, oci_config, directory, cgroup, self)
-        self._asked = False  # a create came, or none is expected any more
+        self.empty = True
+        self._seats: dict[str, Seat] = {}
+        self._door: Server | None = None
+        self._infra_ended = False
+        self._facts: dict[str, str] = {}
+        self._launching: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
-        self._gone = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life ------------------------------------------------------------------------------------
@@ -56,23 +77,47 @@ class Sandbox:
         """The VM was launched."""
         self._vm.listen(launched, self._handover)
 
-    @property
-    def failed_before_create(self) -> bool:
-        """Whether a `create` that is still to come has a failure to be told."""
-        return self.failure is not None and not self._asked
+    def admit(
+        self,
+        handover: Handover,
+        oci_config: bytes,
+        directory: Directory,
+        cgroup: Cgroup | None,
+        listener: socket.socket,
+    ) -> None:
+        """A container comes into the sandbox. Takes the listener over."""
+        member = (Infra if handover.idle else Member)(handover, oci_config, directory, cgroup, self)
+        for line in handover.container.left_out:
+            log.info("config.json: %s", line)
+        for name, value in self._facts.items():
+            member.note(name, value)
+        self._seats[handover.id] = Seat(member, listener, self)
+        self.empty = False
+
+    def open(self, listener: socket.socket) -> None:
+        """Let the containers of a pod come. Takes the listener over."""
+        self._door = Server(listener, self)
+        self.spawn(self._expect_somebody())
 
     async def run(self) -> None:
-        """Return when the sandbox is over and nothing of it is left but its state directory."""
+        """Return when the sandbox is over and nothing of it is left but state directories."""
         await self._ending.wait()
-        members = self._members.values()
+        if self._door is not None:
+            await self._door.close()
+        under_way = [*self._retiring, *([self._launching] if self._launching else [])]
+        if under_way:
+            await asyncio.wait(under_way)
+        members = self._members()
         for member in members:
             await member.end_executions()
         await self._vm.take_down()
         await asyncio.gather(*(member.dismiss() for member in members))
         self.agent.fail(WrongState("the container has ended"))
+        for cgroup in {self._cgroup, *(member.cgroup for member in members)}:
+            _remove(cgroup)
         for member in members:
-            member.remove_cgroup()
-        self._gone.set()
+            member.gone.set()
+        await asyncio.gather(*(seat.close() for seat in self._seats.values()))
 
     def fail(self, error: ShimError) -> None:
         """End the sandbox because of `error`, unless it is ending already."""
@@ -81,21 +126,95 @@ class Sandbox:
         log.error("ending: %s", error.text)
         self.failure = error
         self._vm.fail(error)
-        for member in self._members.values():
+        for member in self._members():
+            member.lost = member.lost or error
             member.end(error.text)
 
     def call_off(self, reason: str) -> None:
         """End the sandbox because nobody wants it any more; output that is still on its way to a
         reader who does not read is given up."""
-        self._asked = True  # nobody is left to be told
-        draining = [member for member in self._members.values() if member.ending]
+        members = self._members()
+        draining = [member for member in members if member.ending]
+        for member in members:
+            member.asked = True  # nobody is left to be told
         self.fail(CalledOff(reason))
         for member in draining:
             member.hurry()
+        if not members:
+            self._ending.set()
 
     def broken(self, text: str) -> None:
         """See server.Requests."""
         self.fail(ShimError(text))
+
+    # --- a pod -----------------------------------------------------------------------------------
+
+    async def join(self, container: str, directory: int, listener: int) -> None:
+        """See server.Requests."""
+        place = Directory("", container, directory)
+        door = socket.socket(fileno=listener)
+        try:
+            handover, oci_config = handing.read(place)
+            self._expect_open(handover)
+            cgroup = placement.make(handover, place) if not _is_infra(handover) else self._cgroup
+        except ShimError:
+            door.close()
+            place.close()
+            if self.empty:  # it was made for this one
+                self._ending.set()
+            raise
+        self.admit(handover, oci_config, place, cgroup, door)
+        self._vm.allow(endpoints.allowed(handover))
+        if self._launching is None and not self._vm.launched and not handover.idle:
+            self._launching = self.spawn(self._launch(self._like(handover)))
+
+    def _expect_open(self, handover: Handover) -> None:
+        """Raises ShimError."""
+        if self.failure is not None and self.empty:
+            raise self.failure
+        if self._door is None or self.failure is not None or self._ending.is_set():
+            raise PodClosed("the sandbox takes no container any more")
+        if self._infra_ended:
+            raise PodClosed("the pod has ended")
+        if handover.id in self._seats:
+            raise WrongState(f"container {handover.id} is in the sandbox already")
+        if self._vm.launched or self._launching is not None:
+            if handover.init_data not in (b"", self._handover.init_data):
+                raise Refused("the pod's VM was started with other init-data")
+            if handover.config.tee not in ("auto", self._handover.config.tee):
+                raise Refused(f"the pod's VM was started with tee {self._handover.config.tee}")
+
+    def _like(self, handover: Handover) -> Handover:
+        """The VM that is made for the pod when its first container with a program comes: what that
+        one says of the VM and the tenant, in the place of the infra container."""
+        return msgspec.structs.replace(
+            handover, id=self._handover.id, container=self._handover.container
+        )
+
+    async def _launch(self, handover: Handover) -> None:
+        self._handover = handover
+        try:
+            launched = await self._launcher(handover)
+        except ShimError as error:
+            self.fail(error)
+            return
+        self.boot(launched)
+        for member in self._members():
+            self._vm.allow(endpoints.allowed(member.handover))
+
+    async def _expect_somebody(self) -> None:
+        await asyncio.sleep(ASKED_SECONDS)
+        if not self._seats:
+            self.call_off("nobody came into the pod")
+
+    async def _retire(self, member: Member) -> None:
+        """It is over, and the sandbox goes on."""
+        await member.dismiss()
+        if member.cgroup is not self._cgroup:
+            _remove(member.cgroup)
+        member.gone.set()
+        seat = self._seats.pop(member.id)
+        await seat.close()
 
     # --- requests (server.Requests) --------------------------------------------------------------
 
@@ -103,26 +222,27 @@ class Sandbox:
         self, container: str, pid: int, given: Descriptors, progress: Progress
     ) -> None:
         """See server.Requests."""
-        if self.failure is not None:
-            given.close()
-            await self._gone.wait()
-            raise self.failure
         try:
             member = self._member(container)
-            if self._vm.network is not None and has_own_network(self._handover):
-                self._vm.network.adopt(pid)
+            self._adopt_network(pid)
         except ShimError:
             given.close()
             raise
-        self._asked = True
         await member.create(pid, given, progress)
 
     async def start(self, container: str) -> None:
         """See server.Requests."""
         member = self._member(container)
         if self._vm.network is not None:
+            if member.stand_in:  # the VM may be younger
+                self._adopt_network(member.stand_in)
             await self._vm.network.follow()
         await member.start()
+
+    def _adopt_network(self, pid: int) -> None:
+        """Raises HostFailed, HostUnfit."""
+        if self._vm.network is not None and has_own_network(self._handover):
+            self._vm.network.adopt(pid)
 
     async def execute(
         self, container: str, name: str, pid: int, given: Descriptors, config: bytes
@@ -150,14 +270,17 @@ class Sandbox:
             if not force:
                 raise WrongState(f"the container is {member.status}")
             member.call_off("deleted by force")
-        await self._gone.wait()
+        await member.gone.wait()
 
     def _member(self, container: str) -> Member:
         try:
-            return self._members[container]
+            return self._seats[container].member
         except KeyError:
             text = f"no container {wire_text(container)} in this sandbox"
             raise NotFound(text) from None
+
+    def _members(self) -> list[Member]:
+        return [seat.member for seat in self._seats.values()]
 
     # --- for its containers (member.Surroundings) ------------------------------------------------
 
@@ -167,7 +290,7 @@ class Sandbox:
         return self._vm.agent
 
     @property
-    def streams(self) -> Streams | None:
+    def streams(self) -> Streams:
         """See member.Surroundings."""
         return self._vm.streams
 
@@ -184,21 +307,30 @@ class Sandbox:
         """See member.Surroundings."""
         await self._vm.ready()
 
-    async def gone(self) -> None:
-        """See member.Surroundings."""
-        await self._gone.wait()
-
     def lose(self, member: Member, error: ShimError) -> None:
         """See member.Surroundings."""
-        del member  # the only one
-        if isinstance(error, CalledOff):
-            self._asked = True
-        self.fail(error)
+        member.lost = member.lost or error
+        if self.outlives(member):
+            member.drop(error.text)
+        else:
+            self.fail(error)
+
+    def outlives(self, member: Member) -> bool:
+        """See member.Surroundings."""
+        others = (other for other in self._members() if other is not member)
+        return self.failure is None and any(not other.over for other in others)
 
     def settle(self) -> None:
         """See member.Surroundings."""
-        if all(member.over for member in self._members.values()):
+        over = [member for member in self._members() if member.over]
+        self._infra_ended |= any(_is_infra(member.handover) for member in over)
+        if len(over) == len(self._seats):
             self._ending.set()
+            return
+        for member in over:
+            task = self.spawn(self._retire(member))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """See member.Surroundings."""
@@ -217,17 +349,27 @@ class Sandbox:
 
     def note(self, name: str, value: str) -> None:
         """See vm.Owner."""
-        for member in self._members.values():
+        self._facts[name] = value
+        for member in self._members():
             member.note(name, value)
 
     def progressed(self, message: messages.Progress) -> None:
         """See vm.Owner."""
-        if message.container not in self._members:
+        if message.container not in self._seats:
             raise ProtocolViolation("progress of a container that is not there")
-        self._members[message.container].progressed(message)
+        self._seats[message.container].member.progressed(message)
 
     def exited(self, message: messages.ProcessExited) -> None:
         """See vm.Owner."""
-        if message.container not in self._members or not 0 <= message.code <= 255:
+        if message.container not in self._seats or not 0 <= message.code <= 255:
             raise ProtocolViolation("the end of a container that is not there, or no exit code")
-        self._members[message.container].exited(message)
+        self._seats[message.container].member.exited(message)
+
+
+def _is_infra(handover: Handover) -> bool:
+    return handover.pod is not None and handover.pod.infra
+
+
+def _remove(cgroup: Cgroup | None) -> None:
+    for path in cgroup.remove() if cgroup is not None else ():
+        log.info("cgroup %s stays: it is in use", path)

@@ -32,6 +32,10 @@ Progress = Callable[[str, str], None]
 class Requests(Protocol):
     """What can be asked for; each raises ShimError."""
 
+    async def join(self, container: str, directory: int, listener: int) -> None:
+        """Let a container come into the pod. Takes the descriptors over: its state directory, and the
+        socket at which it will be asked about."""
+
     async def create(
         self, container: str, pid: int, given: Descriptors, progress: Progress
     ) -> None:
@@ -152,6 +156,10 @@ class Server:
         self, connection: socket.socket, fields: list[str], descriptors: list[int]
     ) -> Awaitable[str | None]:
         match fields:
+            case ["join", container] if len(descriptors) == 2:
+                directory, listener = descriptors
+                descriptors.clear()
+                return self._requests.join(container, directory, listener)
             case ["create", container, _bundle, pid] if (
                 pid.isdigit() and len(descriptors) >= _STDIO
             ):

@@ -68,9 +68,11 @@ _POLL_SECONDS: Final = 0.005
 def device(handover: Handover, tee: Tee) -> tuple[Share, ...]:
     """The device that the VM of a sandbox needs: none where nothing is shared. Raises SpecRefused
     where the host would have to share and must not."""
-    plan = sharing.plan(handover.container, handover.image)
+    plan = sharing.plan(handover.container, handover.image, idle=handover.idle)
     if not plan.names:
-        return ()
+        # What the containers of a pod will share that come later is not known yet.
+        awaited = handover.pod is not None and tee not in _ENCRYPTED and _may_come(handover)
+        return (Share(socket=SOCKET, tag=names_of.TAG),) if awaited else ()
     if tee in _ENCRYPTED:
         raise SpecRefused(
             f"cannot share {_what(plan)} with a VM with {tee}: a file server of the host has no "
@@ -83,6 +85,17 @@ def device(handover: Handover, tee: Tee) -> tuple[Share, ...]:
             remedy="allow it in [host] of an init-data",
         )
     return (Share(socket=SOCKET, tag=names_of.TAG),)
+
+
+def _may_come(handover: Handover) -> bool:
+    if not os.access(PROGRAM, os.X_OK):
+        return False
+    if not handover.init_data:
+        return True
+    from sealrun_protocol import init_data
+
+    host = init_data.parse(handover.init_data).host
+    return host.insecure_shared_root or bool(host.insecure_shared_directories)
 
 
 def _what(plan: sharing.Plan) -> str:
@@ -145,6 +158,26 @@ class SharedTree:
             raise HostFailed(
                 f"cannot share directories with the guest: {error.strerror}"
             ) from error
+
+    def detach(self, container: str, names: Sequence[str]) -> None:
+        """The container is gone, and what it shared is not to be in use any longer."""
+        if not names:
+            return
+        points = [f"{container}/{name}" for name in names]
+
+        def unmount() -> None:
+            for point in points:
+                namespaces.detach(f"/{point}")
+
+        try:
+            self._inside(unmount)
+            for point in points:
+                place = f"{DIRECTORY}/{point}"
+                (os.rmdir if os.path.isdir(place) else os.unlink)(place)
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(f"{DIRECTORY}/{container}")
+        except OSError as error:
+            log.error("cannot take back what container %s shared: %s", container, error)
 
     def end(self) -> None:
         """Kill the confined process; the one that started it then ends, too. Idempotent."""

@@ -1,7 +1,7 @@
 """The VM of a sandbox and the conversation with the agent in it, from the launch to its end."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Final, Protocol
 
 from sealrun_protocol import messages
@@ -60,7 +60,8 @@ class Owner(Protocol):
 
 
 class Vm:
-    """Event loop only. network, streams: None until it was launched."""
+    """Event loop only. It is also the wire that streams go over (streams.Wire). network: None until
+    it was launched."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -70,7 +71,7 @@ class Vm:
         self._relay: Relay | None = None
         self.agent = Agent(self.send)
         self.network: Network | None = None
-        self.streams: Streams | None = None
+        self.streams = Streams(self)
         self._hello: asyncio.Future[messages.Hello] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
 
@@ -83,12 +84,11 @@ class Vm:
         self._channel = Channel(
             spec.channel, launched.channel, self._received, self._violated, self._channel_lost
         )
-        self.streams = Streams(self._channel)
         self._relay = Relay(
             endpoints.allowed(handover),
             handover.config.relay.timeout,
             self.streams,
-            self._channel,
+            self,
             log_guest,
         )
         self.network = Network(self.agent, launched.machine, launched.network)
@@ -96,6 +96,11 @@ class Vm:
         for attendant in launched.attendants:
             self._owner.spawn(self._watch_attendant(attendant))
         self._owner.spawn(self._greet(handover))
+
+    @property
+    def launched(self) -> bool:
+        """Whether there is one."""
+        return self._launched is not None
 
     @property
     def tree(self) -> SharedTree | None:
@@ -111,6 +116,21 @@ class Vm:
         if self._channel is not None:
             self._channel.send(message)
 
+    @property
+    def congested(self) -> bool:
+        """See streams.Wire."""
+        return self._channel is not None and self._channel.congested
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """See streams.Wire."""
+        if self._channel is not None:
+            self._channel.when_drained(call)
+
+    def allow(self, endpoints_of_a_container: frozenset[endpoints.Endpoint]) -> None:
+        """One more container comes into it: what its image and settings name may be reached, too."""
+        if self._relay is not None:
+            self._relay.allow(endpoints_of_a_container)
+
     def fail(self, error: ShimError) -> None:
         """Nothing is expected of the guest any more."""
         self.agent.fail(error)
@@ -122,8 +142,7 @@ class Vm:
         """Return when nothing of it is left."""
         if self._relay is not None:
             self._relay.close()
-        if self.streams is not None:
-            self.streams.close()
+        self.streams.close()
         if self._channel is not None:
             self._channel.close()
         if self._launched is not None:
@@ -174,7 +193,7 @@ class Vm:
 
     def _received(self, message: GuestMessage) -> None:
         """Raises ProtocolViolation."""
-        assert self.streams is not None and self._relay is not None
+        assert self._relay is not None
         if isinstance(message, messages.Hello):
             if self._hello.done():
                 raise ProtocolViolation("a second Hello")

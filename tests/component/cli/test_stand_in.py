@@ -63,18 +63,6 @@ def test_the_stand_in_joins_the_network_namespace_of_the_config(world: World) ->
             other.kill()
 
 
-def test_the_stand_in_joins_the_namespaces_of_another(world: World) -> None:
-    """As a pod's members join those of its infra container."""
-    first = world.create()
-    kinds = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
-    joined = [{"type": kind, "path": f"/proc/{first}/ns/{name}"} for kind, name in kinds.items()]
-    linux = {"namespaces": [*joined, {"type": "mount"}]}
-    second = world.create(container="c2", linux=linux, name="second")
-    for name in kinds.values():
-        assert os.readlink(f"/proc/{second}/ns/{name}") == os.readlink(f"/proc/{first}/ns/{name}")
-    assert os.readlink(f"/proc/{second}/ns/mnt") != os.readlink(f"/proc/{first}/ns/mnt")
-
-
 def test_a_root_that_does_not_exist_is_no_reason_to_fail(world: World) -> None:
     pid = world.create(root={"path": "/does/not/exist"})
     assert os.stat(f"/proc/{pid}/root/").st_ino == os.stat("/").st_ino
