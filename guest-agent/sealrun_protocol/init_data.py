@@ -32,6 +32,7 @@ from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_uri
 VERSION: Final = "0.1.0"
 ALGORITHMS: Final = ("sha256", "sha384", "sha512")
 TEES: Final = ("snp", "tdx", "tpm")
+KEYS: Final = ("ECDH-ES+A256KW-P256", "ECDH-ES+A256KW-P521", "RSA-OAEP-256")
 BROKER_DOCUMENT: Final = "aa.toml"
 OUR_DOCUMENT: Final = "sealrun.toml"
 
@@ -63,7 +64,8 @@ class Broker(NamedTuple):
     """The tenant's key broker.
 
     url: as given, without a slash at the end. host: without brackets. path: prefix of the broker's
-    own paths, "" or "/…". ca_pem: the only roots to trust; "" = those of the guest image.
+    own paths, "" or "/…". ca_pem: the only roots to trust; "" = those of the guest image. key: which key
+    the guest makes for the broker's answers, one of KEYS, by CoCo's name.
     """
 
     url: str
@@ -72,6 +74,7 @@ class Broker(NamedTuple):
     port: int
     path: str
     ca_pem: str
+    key: str = KEYS[0]
 
 
 class Attestation(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,7 +297,12 @@ def _broker(document: str) -> Broker | None:
         raise InitDataInvalid(f"{where}.url must be a string")
     if not isinstance(ca_pem, str) or (ca_pem and _CERTIFICATE not in ca_pem):
         raise InitDataInvalid(f"{where}.cert must be certificates in PEM")
-    return _broker_at(url, ca_pem, where)
+    key = tables.get("tee_key_algorithm", KEYS[0])
+    if key not in KEYS:
+        raise InitDataInvalid(
+            f"{where}.tee_key_algorithm: {str(key)[:80]!a} is none of {', '.join(KEYS)}"
+        )
+    return _broker_at(url, ca_pem, where)._replace(key=key)
 
 
 def _broker_at(url: str, ca_pem: str, where: str) -> Broker:

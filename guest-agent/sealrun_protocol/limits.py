@@ -42,5 +42,8 @@ EVENTS: Final = 1024  # that the agent records: images that were pulled, decisio
 # The key broker
 BROKER_BODY_BYTES: Final = 2 * MIB  # Trustee's own payload limit
 BROKER_SECONDS: Final = 60  # one request and its whole answer, however slowly it drips
+BROKER_PATIENCE_SECONDS: Final = 10  # for a broker that cannot be reached: it may be starting
+BROKER_TOKEN_BYTES: Final = 256 * KIB  # what a broker gives as the proof of an attestation
+BROKER_HEADER_BYTES: Final = 32 * KIB  # the longest token that is sent in a header
 BROKER_ATTEMPTS: Final = 2  # for one resource: as it is, and after a new handshake
 BROKER_DETAIL_CHARACTERS: Final = 200  # of its own words, in an error's text

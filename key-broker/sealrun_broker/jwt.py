@@ -20,7 +20,7 @@ from sealrun_broker import base64url
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
-_TOKEN_CHARACTERS: Final = 64 * 1024
+_TOKEN_CHARACTERS: Final = 1024 * 1024  # an attestation token has the VM's event log in it
 _P256_BYTES: Final = 32
 _SKEW_SECONDS: Final = 60  # between the clocks of who signed and who verifies
 

@@ -1,6 +1,7 @@
 """The agent's client against the real broker over TLS: what is given out, and what is not."""
 
 import hashlib
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -8,13 +9,14 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from fixtures.broker import ALLOW_SAMPLE, DENY_ALL, RunningBroker, running_broker
+from fixtures.broker import ALLOW_SAMPLE, DENY_ALL, RunningBroker, running_broker, served
 from sealrun_agent.attestation.kbs import KeyBroker
 from sealrun_agent.attestation.sample import SampleAttester
 from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AttestError, DialFailed
+from sealrun_broker import base64url
 from sealrun_protocol.errors import ErrorCode
-from sealrun_protocol.init_data import parse
+from sealrun_protocol.init_data import KEYS, parse
 
 SECRET = b"-----BEGIN PRIVATE KEY-----\n" + bytes(range(256))
 
@@ -95,6 +97,72 @@ def test_a_connection_that_the_broker_closed_is_made_again(
     time.sleep(6)  # longer than the server keeps an idle connection
     assert kbs.resource("kbs:///default/key/app") == SECRET
     assert count(broker, "attest") == before + 1, "the session outlives the connection"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_all_kinds_of_keys(broker: RunningBroker, client: Client, key: str) -> None:
+    text = broker.init_data().replace(
+        b"[token_configs.kbs]\n", f'[token_configs.kbs]\ntee_key_algorithm = "{key}"\n'.encode()
+    )
+    assert client(text).resource("kbs:///default/key/app") == SECRET
+
+
+def test_a_token_for_the_workload(broker: RunningBroker, client: Client) -> None:
+    kbs = client(broker.init_data())
+    token, key = kbs.token()
+    submod = json.loads(base64url.decode(token.split(".")[1]))["submods"]["cpu0"]
+    annotated = submod["ear.veraison.annotated-evidence"]
+    assert annotated["runtime_data_claims"]["tee-pubkey"] == key.public
+    assert kbs.token()[0] != token, "it is a fresh one"
+
+
+def test_a_broker_that_lost_its_sessions_takes_the_token(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Another process on the same directory, as after a restart or behind a balancer."""
+    with served(broker.directory, tmp_path) as other:
+        ports = {broker.port: broker.port}
+
+        def dial(host: str, port: int) -> socket.socket:
+            return dial_directly(host, ports[port])
+
+        init_data = parse(broker.init_data())
+        assert init_data.broker is not None
+        before = count(broker, "attest")
+        with closing(KeyBroker(init_data.broker, SampleAttester(), dial, init_data)) as kbs:
+            assert kbs.resource("kbs:///default/key/app") == SECRET
+            ports[broker.port] = other
+            kbs._http.close()
+            assert kbs.resource("kbs:///default/key/other") == b"other"
+        assert count(broker, "attest") == before + 1
+
+
+def test_a_broker_that_is_starting_is_waited_for(broker: RunningBroker) -> None:
+    failures = [DialFailed("connection refused", refused=False)] * 2
+
+    def dial(host: str, port: int) -> socket.socket:
+        if failures:
+            raise failures.pop()
+        return dial_directly(host, port)
+
+    init_data = parse(broker.init_data())
+    assert init_data.broker is not None
+    with closing(KeyBroker(init_data.broker, SampleAttester(), dial, init_data)) as kbs:
+        assert kbs.resource("kbs:///default/key/app") == SECRET
+
+
+def test_what_the_relay_refuses_is_not_tried_again(broker: RunningBroker) -> None:
+    asked = []
+
+    def dial(host: str, port: int) -> socket.socket:
+        asked.append(port)
+        raise DialFailed("not open for the guest", refused=True)
+
+    init_data = parse(broker.init_data())
+    assert init_data.broker is not None
+    with closing(KeyBroker(init_data.broker, SampleAttester(), dial, init_data)) as kbs:
+        assert refused(kbs, "kbs:///default/key/app").code == ErrorCode.ENDPOINT_REFUSED
+    assert len(asked) == 1
 
 
 def test_a_missing_key(broker: RunningBroker, client: Client) -> None:
@@ -236,6 +304,6 @@ def test_an_expired_session_is_renewed_once(client: Client, tmp_path: Path) -> N
         broker.add_resource("default/key/app", SECRET)
         kbs = client(broker.init_data())
         assert kbs.resource("kbs:///default/key/app") == SECRET
-        time.sleep(2.2)
+        time.sleep(4)  # the token ends a second after the session
         assert kbs.resource("kbs:///default/key/app") == SECRET
         assert count(broker, "attest") == 2

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from sealrun_agent.attestation.kbs import KeyBroker
@@ -28,18 +29,22 @@ def broker() -> Iterator[Simulator]:
         yield simulator
 
 
-@pytest.fixture
-def kbs(broker: Simulator) -> Iterator[KeyBroker]:
+def client_of(broker: Simulator, patience: float) -> KeyBroker:
     host, port = broker.url.removeprefix("http://").split(":")
-    client = KeyBroker(
+    return KeyBroker(
         Broker(broker.url, False, host, int(port), "", ""),
         SampleAttester(),
         dial_directly,
         ABSENT,
         seconds=SECONDS,
+        patience=patience,
     )
-    yield client
-    client.close()
+
+
+@pytest.fixture
+def kbs(broker: Simulator) -> Iterator[KeyBroker]:
+    with closing(client_of(broker, patience=0)) as client:
+        yield client
 
 
 def refused(kbs: KeyBroker) -> AttestError:
@@ -280,6 +285,51 @@ def test_resources_that_are_not_given(
     assert refused(kbs).code == code
     assert broker.steps().count("attest") == attestations
     assert broker.steps().count("resource") == attestations
+
+
+@pytest.mark.parametrize("step", ["auth", "attest", "resource"])
+def test_an_overloaded_broker_is_asked_again(broker: Simulator, step: str) -> None:
+    """From the beginning of the handshake: a nonce serves once."""
+    left = [2]
+
+    def overloaded(send: Send, honest: bytes) -> None:
+        left[0] -= 1
+        send(http(200, honest, COOKIE) if left[0] < 0 else http(503, b""))
+
+    broker.orders[step] = overloaded
+    with closing(client_of(broker, patience=30)) as kbs:
+        assert kbs.resource(URI) == SECRET
+    assert broker.steps().count(step) == 3
+    assert broker.steps().count("auth") == (1 if step == "resource" else 3)
+
+
+def test_patience_has_an_end(broker: Simulator) -> None:
+    broker.orders["auth"] = raw(http(503, b""))
+    with closing(client_of(broker, patience=1.7)) as kbs:
+        started = time.monotonic()
+        with pytest.raises(AttestError) as caught:
+            kbs.resource(URI)
+        assert caught.value.code is ErrorCode.BROKER_UNREACHABLE
+        assert time.monotonic() - started < 5
+        assert broker.steps() == ["auth"] * 3
+        with pytest.raises(AttestError):
+            kbs.resource(URI)
+        assert broker.steps() == ["auth"] * 4, "it is the client's, not each request's"
+
+
+def test_a_token_that_is_too_long_is_no_token(broker: Simulator, kbs: KeyBroker) -> None:
+    broker.orders["attest"] = raw(
+        http(200, b'{"token":"' + b"a" * (256 * 1024 + 1) + b'"}', COOKIE)
+    )
+    assert refused(kbs).code == ErrorCode.BROKER_PROTOCOL
+
+
+@pytest.mark.parametrize("token", ["a.b.c\r\nX: y", "é.b.c", "", "a" * 40_000 + ".b.c"])
+def test_a_token_that_fits_no_header_is_not_sent(
+    broker: Simulator, kbs: KeyBroker, token: str
+) -> None:
+    broker.orders["attest"] = raw(http(200, json.dumps({"token": token}).encode(), COOKIE))
+    assert kbs.resource(URI) == SECRET
 
 
 @pytest.mark.parametrize("member", ["protected", "encrypted_key", "iv", "ciphertext", "tag"])

@@ -10,6 +10,7 @@ Redirects are not followed: the broker is the one that the init-data names.
 """
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sealrun_protocol import limits
@@ -51,17 +52,20 @@ class BrokerHttp:
         self._socket: socket.socket | None = None
         self._http: HTTPConnection | None = None
 
-    def request(self, method: str, path: str, body: bytes | None, cookie: str) -> Answer:
-        """One exchange. `path` comes after the broker's own; `body` is JSON. Raises AttestError."""
+    def request(
+        self, method: str, path: str, body: bytes | None, proof: Mapping[str, str]
+    ) -> Answer:
+        """One exchange. `path` comes after the broker's own; `body` is JSON; `proof`: headers that say
+        who asks. Raises AttestError."""
         deadline = time.monotonic() + self._seconds
         if self._http is not None:
             try:
-                return self._exchange(method, path, body, cookie, deadline)
+                return self._exchange(method, path, body, proof, deadline)
             except _Stale:
                 self.close()
         self._connect(deadline)
         try:
-            return self._exchange(method, path, body, cookie, deadline)
+            return self._exchange(method, path, body, proof, deadline)
         except _Stale as error:
             self.close()
             raise self._unreachable("it closed the connection without an answer") from error
@@ -113,7 +117,12 @@ class BrokerHttp:
             raise self._unreachable(f"tls: {error.strerror or error}") from error
 
     def _exchange(
-        self, method: str, path: str, body: bytes | None, cookie: str, deadline: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        proof: Mapping[str, str],
+        deadline: float,
     ) -> Answer:
         """Raises _Stale where not a byte came back; else AttestError, the connection closed."""
         from http.client import HTTPException, RemoteDisconnected
@@ -121,11 +130,9 @@ class BrokerHttp:
         assert self._http is not None
         assert isinstance(self._http.sock, DeadlineSocket)
         self._http.sock.deadline = deadline
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json", **proof}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        if cookie:
-            headers["Cookie"] = cookie
         try:
             self._http.request(method, self._broker.path + path, body, headers)
             response = self._http.getresponse()

@@ -42,6 +42,12 @@ class Choice:
     def bind(self, init_data: InitData) -> None:
         """Have the hardware vouch for the init-data, before any of it is obeyed. Raises AttestError."""
         hardware = self._hardware()
+        accepted = init_data.attestation.tees
+        if accepted and self.tee not in accepted:
+            raise AttestError(
+                ErrorCode.TEE_UNAVAILABLE,
+                f"the init-data accepts {' or '.join(accepted)} only, and this VM's TEE is {self.tee}",
+            )
         if hardware is None:
             return
         hardware.bind(init_data)

@@ -1,12 +1,16 @@
-"""The key broker's client: KBS 0.4.0, cookie mode (kbs-protocol, 2 and 3).
+"""The key broker's client: KBS 0.4.0 (kbs-protocol, 2 and 3).
 
     POST auth    -> challenge (nonce), session cookie
-    POST attest  -> evidence bound to nonce and the guest's fresh key; 200: attested
+    POST attest  -> evidence bound to nonce and the guest's fresh key; 200: attested, and a token
     GET resource -> JWE for that key
 
-One handshake serves many resources. A 401 on a resource may mean an expired session: one new
-handshake, one more try. Trustee answers 401 also where its policy denies or a resource is missing;
-the error's name tells these apart, and they are final.
+One handshake serves many resources. Who asks is said twice, by the session's cookie and by the token
+as bearer: a broker that forgot its sessions, or another one of several, takes the token. A 401 on a
+resource may mean that both are over: one new handshake, one more try. Trustee answers 401 also where
+its policy denies or a resource is missing; the error's name tells these apart, and they are final.
+
+A broker that cannot be reached, or is overloaded, is asked again for limits.BROKER_PATIENCE_SECONDS in
+all, and one that stalls never: a request has limits.BROKER_SECONDS, of which there are at most six.
 
 Outcomes, all AttestError: those of broker_http.py, and
 
@@ -18,8 +22,11 @@ Outcomes, all AttestError: those of broker_http.py, and
 """
 
 import re
+import time
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from sealrun_protocol import limits
@@ -39,11 +46,15 @@ VERSION: Final = "0.4.0"
 BASE_PATH: Final = "/kbs/v0"
 
 _COOKIE: Final = re.compile(r"(kbs-session-id=[A-Za-z0-9_-]{1,128})(?:;.*)?")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){2}")
 _NONCE: Final = re.compile(r"[ -~]{1,1024}")
 _DENIED: Final = "PolicyDeny"
 _MISSING: Final = "PluginInternalError"
 _REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _OVERLOADED: Final = (502, 503, 504)
+_FIRST_PAUSE_SECONDS: Final = 0.5
+
+_Result = TypeVar("_Result")
 
 
 class _Challenge(msgspec.Struct, frozen=True, rename="kebab"):
@@ -53,6 +64,21 @@ class _Challenge(msgspec.Struct, frozen=True, rename="kebab"):
 
 class _Attested(msgspec.Struct, frozen=True):
     token: str
+
+
+class Session(NamedTuple):
+    """Of a client that the broker attested."""
+
+    cookie: str
+    token: str
+
+    @property
+    def proof(self) -> dict[str, str]:
+        """The headers that say who asks."""
+        headers = {"Cookie": self.cookie} if self.cookie else {}
+        if len(self.token) <= limits.BROKER_HEADER_BYTES and _TOKEN.fullmatch(self.token):
+            headers["Authorization"] = f"Bearer {self.token}"
+        return headers
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -71,14 +97,18 @@ class KeyBroker:
         init_data: InitData,
         *,
         seconds: float = limits.BROKER_SECONDS,
+        patience: float = limits.BROKER_PATIENCE_SECONDS,
     ) -> None:
-        """`seconds` bounds each request with its answer. Nothing is sent before it is needed."""
+        """`seconds` bounds each request with its answer, `patience` all that is spent on asking a broker
+        again that cannot be reached. Nothing is sent before it is needed."""
         self._attester = attester
         self._init_data = init_data
         self._url = broker.url
         self._http = BrokerHttp(broker, dial, seconds)
+        self._kind = broker.key
+        self._patience = patience
         self._key: tee_key.TeeKey | None = None
-        self._cookie = ""  # of an attested session
+        self._session: Session | None = None
 
     def resource(self, uri: str) -> bytes:
         """The content of `kbs:///repository/type/tag`. Raises AttestError."""
@@ -86,16 +116,7 @@ class KeyBroker:
             path = f"{BASE_PATH}/resource/{parse_uri(uri)}"
         except ResourceNameInvalid as error:
             raise AttestError(ErrorCode.INIT_DATA_INVALID, f"key: {error}") from error
-        for _ in range(limits.BROKER_ATTEMPTS):
-            if not self._cookie:
-                self._handshake()
-            answer = self._http.request("GET", path, None, self._cookie)
-            if answer.status != HTTPStatus.UNAUTHORIZED or _error_name(answer) in (
-                _DENIED,
-                _MISSING,
-            ):
-                break
-            self._cookie = ""
+        answer = self._ask(path)
         if answer.status != HTTPStatus.OK:
             raise self._no_resource(uri, answer)
         assert self._key is not None, "a session was attested with it"
@@ -104,15 +125,54 @@ class KeyBroker:
         except JweInvalid as error:
             raise self._http.violation(f"cannot open its answer for {uri}: {error}") from error
 
+    def token(self) -> tuple[str, "tee_key.TeeKey"]:
+        """The broker's token of a fresh attestation, and the key that it is for. Raises AttestError."""
+        session = self._patiently(self._handshake)
+        assert self._key is not None
+        return session.token, self._key
+
+    def _ask(self, path: str) -> Answer:
+        for _ in range(limits.BROKER_ATTEMPTS):
+            if self._session is None:
+                self._session = self._patiently(self._handshake)
+            answer = self._patiently(partial(self._get, path, self._session))
+            if answer.status != HTTPStatus.UNAUTHORIZED or _error_name(answer) in (
+                _DENIED,
+                _MISSING,
+            ):
+                break
+            self._session = None
+        return answer
+
+    def _get(self, path: str, session: Session) -> Answer:
+        answer = self._http.request("GET", path, None, session.proof)
+        if answer.status in _OVERLOADED:
+            raise self._unexpected(path, answer)
+        return answer
+
+    def _patiently(self, work: Callable[[], _Result]) -> _Result:
+        """Again after a pause, and after longer ones, while the broker cannot be reached."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            started = time.monotonic()
+            try:
+                return work()
+            except AttestError as error:
+                self._patience -= time.monotonic() - started + pause
+                if error.code is not ErrorCode.BROKER_UNREACHABLE or self._patience <= 0:
+                    raise
+            time.sleep(pause)
+            pause *= 2
+
     def close(self) -> None:
         """End the connection and forget session and key."""
         self._http.close()
-        self._cookie = ""
+        self._session = None
         self._key = None
 
-    def _handshake(self) -> None:
+    def _handshake(self) -> Session:
         if self._key is None:
-            self._key = tee_key.generate()
+            self._key = tee_key.generate(self._kind)
         challenge, cookie = self._challenge()
         algorithm = self._hash_algorithm(challenge.extra_params)
         bound = report_data(challenge.nonce, self._key.public, "", algorithm)
@@ -126,7 +186,7 @@ class KeyBroker:
             },
         }
         answer = self._http.request(
-            "POST", f"{BASE_PATH}/attest", msgspec.json.encode(attestation), cookie
+            "POST", f"{BASE_PATH}/attest", msgspec.json.encode(attestation), {"Cookie": cookie}
         )
         if answer.status in _REFUSALS:
             raise AttestError(
@@ -135,10 +195,14 @@ class KeyBroker:
         if answer.status != HTTPStatus.OK:
             raise self._unexpected("attest", answer)
         try:
-            msgspec.json.decode(answer.body, type=_Attested)
+            attested = msgspec.json.decode(answer.body, type=_Attested)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._http.violation("attest: its answer is not {token}") from error
-        self._cookie = _session_cookie(answer) or cookie
+        if len(attested.token) > limits.BROKER_TOKEN_BYTES:
+            raise self._http.violation(
+                f"attest: its token is longer than {limits.BROKER_TOKEN_BYTES} bytes"
+            )
+        return Session(_session_cookie(answer) or cookie, attested.token)
 
     def _challenge(self) -> tuple[_Challenge, str]:
         request = {
@@ -146,7 +210,7 @@ class KeyBroker:
             "tee": self._attester.tee,
             "extra-params": {"supported-hash-algorithms": ALGORITHMS},
         }
-        answer = self._http.request("POST", f"{BASE_PATH}/auth", msgspec.json.encode(request), "")
+        answer = self._http.request("POST", f"{BASE_PATH}/auth", msgspec.json.encode(request), {})
         if answer.status != HTTPStatus.OK:
             # Nothing was judged yet: the broker speaks another version, or is no broker.
             raise self._unexpected("auth", answer)

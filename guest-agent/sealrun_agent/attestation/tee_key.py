@@ -2,17 +2,23 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sealrun_agent.attestation.jwe import open_jwe
+from sealrun_protocol.init_data import KEYS
+
+from sealrun_agent.attestation.jwe import RSA_KEY_TRANSPORT, open_jwe
 from sealrun_agent.jose import CURVES, KEY_AGREEMENT, encode
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+_P256, _P521, _RSA = KEYS
+_RSA_BITS = 2048
 
 
 class TeeKey(NamedTuple):
     """private: never leaves this process. public: the JWK `tee-pubkey` (kbs-protocol, 2.3)."""
 
-    private: "EllipticCurvePrivateKey"
+    private: "EllipticCurvePrivateKey | RSAPrivateKey"
     public: dict[str, str]
 
     def open(self, jwe: bytes) -> bytes:
@@ -20,11 +26,15 @@ class TeeKey(NamedTuple):
         return open_jwe(jwe, self.private)
 
 
-def generate() -> TeeKey:
-    """A new P-256 key pair, CoCo's default."""
-    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+def generate(kind: str = _P256) -> TeeKey:
+    """A new key pair of one of init_data.KEYS."""
+    return _rsa() if kind == _RSA else _elliptic(kind)
 
-    private = generate_private_key(SECP256R1())
+
+def _elliptic(kind: str) -> TeeKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP521R1() if kind == _P521 else ec.SECP256R1())
     numbers = private.public_key().public_numbers()
     size = (private.curve.key_size + 7) // 8
     public = {
@@ -33,5 +43,19 @@ def generate() -> TeeKey:
         "alg": KEY_AGREEMENT,
         "x": encode(numbers.x.to_bytes(size, "big")),
         "y": encode(numbers.y.to_bytes(size, "big")),
+    }
+    return TeeKey(private, public)
+
+
+def _rsa() -> TeeKey:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    private = rsa.generate_private_key(65537, _RSA_BITS)
+    numbers = private.public_key().public_numbers()
+    public = {
+        "kty": "RSA",
+        "alg": RSA_KEY_TRANSPORT,
+        "n": encode(numbers.n.to_bytes(_RSA_BITS // 8, "big")),
+        "e": encode(numbers.e.to_bytes(3, "big")),
     }
     return TeeKey(private, public)

@@ -68,6 +68,30 @@ def test_a_tee_that_is_there_is_never_passed_over(tmp_path: Path, name: str) -> 
     assert caught.value.code == ErrorCode.TEE_UNAVAILABLE
 
 
+@pytest.mark.parametrize(
+    ("tees", "present", "said"),
+    [
+        (("snp", "tdx"), False, "accepts snp or tdx only, and this VM's TEE is none"),
+        (("snp",), True, "accepts snp only, and this VM's TEE is recording"),
+        (("recording", "snp"), True, ""),
+        ((), True, ""),
+    ],
+)
+def test_the_tenant_says_which_tee_it_must_be(
+    tmp_path: Path, tees: tuple[str, ...], present: bool, said: str
+) -> None:
+    choice, hardware = Choice(str(tmp_path)), Recording()
+    choice._found = hardware if present else None
+    document = ABSENT._replace(attestation=Attestation(tees=tees))
+    if said:
+        with pytest.raises(AttestError, match=said) as caught:
+            choice.bind(document)
+        assert caught.value.code is ErrorCode.TEE_UNAVAILABLE
+        assert hardware.asked == []
+    else:
+        choice.bind(document)
+
+
 def test_a_tee_counts_before_a_tpm(tmp_path: Path) -> None:
     for name in ("sev-guest", "tpm0"):
         (tmp_path / "dev" / name).mkdir(parents=True)

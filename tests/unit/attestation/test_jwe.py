@@ -6,7 +6,9 @@ import os
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from sealrun_agent.attestation import tee_key
 from sealrun_agent.attestation.jwe import open_jwe
 from sealrun_agent.jose import JweInvalid, decode, encode
 from sealrun_broker import jwe as broker_jwe
+from sealrun_protocol.init_data import KEYS
 
 KEY = tee_key.generate()
 PLAINTEXT = b"a key\0" * 10
@@ -64,6 +67,30 @@ def test_p521() -> None:
     assert open_jwe(data, private) == PLAINTEXT
 
 
+def test_rsa() -> None:
+    key = tee_key.generate("RSA-OAEP-256")
+    data = broker_jwe.seal(PLAINTEXT, broker_jwe.recipient(key.public))
+    assert key.open(data) == PLAINTEXT
+    assert list(key.public) == ["kty", "alg", "n", "e"]
+    assert (len(decode(key.public["n"])), key.public["e"]) == (256, "AQAB")
+    with pytest.raises(JweInvalid, match="not wrapped for this VM"):
+        tee_key.generate("RSA-OAEP-256").open(data)
+    with pytest.raises(JweInvalid, match="encrypted with 'RSA-OAEP-256'"):
+        KEY.open(data)
+    with pytest.raises(JweInvalid, match="encrypted with 'ECDH-ES"):
+        key.open(json.dumps(sealed()).encode())
+    jwe = json.loads(data)
+    short = key.private.public_key().encrypt(bytes(16), OAEP(MGF1(SHA256()), SHA256(), None))
+    with pytest.raises(JweInvalid, match="content key is not 32 bytes"):
+        key.open(json.dumps({**jwe, "encrypted_key": encode(short)}).encode())
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_every_kind_of_key(kind: str) -> None:
+    key = tee_key.generate(kind)
+    assert key.open(broker_jwe.seal(PLAINTEXT, broker_jwe.recipient(key.public))) == PLAINTEXT
+
+
 def test_the_received_header_is_authenticated_as_it_is() -> None:
     assert KEY.open(with_header(kid="of no concern")) == PLAINTEXT
 
@@ -87,7 +114,8 @@ def test_the_public_half_is_a_jwk() -> None:
         ({"crit": ["b64"]}, "members that KBS does not use"),
         ({"apu": "AAAA"}, "members that KBS does not use"),
         ({"apv": "AAAA"}, "members that KBS does not use"),
-        ({"epk": None}, "not a flattened JWE"),
+        ({"epk": None}, "no ephemeral key"),
+        ({"epk": 7}, "not a flattened JWE"),
         ({"epk": {"kty": "EC", "crv": "P-521", "x": "AA", "y": "AA"}}, "not of the curve P-256"),
         ({"epk": {"kty": "OKP", "crv": "P-256", "x": "AA", "y": "AA"}}, "not of the curve P-256"),
         ({"epk": {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}}, "not a point"),

@@ -53,7 +53,13 @@ def test_everything_of_a_complete_document() -> None:
     assert read.text == text
     assert read.digest == hashlib.sha256(text).digest()
     assert read.broker == Broker(
-        "https://broker.example.com:8443/prefix", True, "broker.example.com", 8443, "/prefix", CA
+        "https://broker.example.com:8443/prefix",
+        True,
+        "broker.example.com",
+        8443,
+        "/prefix",
+        CA,
+        "RSA-OAEP-256",
     )
     assert read.attestation.insecure_sample_evidence is True
     assert read.image.allowed == ("r.test/a",)
@@ -214,6 +220,11 @@ def test_broker_urls_that_are_none(url: str) -> None:
         (container("[token_configs.kbs]\nurl = 1\n"), "token_configs.kbs.url must be a string"),
         (container(kbs("https://a", "not a certificate")), "cert must be certificates in PEM"),
         (container(kbs("http://a", CA)), "cert is given, but url is plain http"),
+        (
+            container(kbs("https://a") + "tee_key_algorithm = 'RSA1_5'\n"),
+            "tee_key_algorithm: 'RSA1_5' is none of ECDH-ES+A256KW-P256",
+        ),
+        (container(kbs("https://a") + "tee_key_algorithm = 1\n"), "'1' is none of"),
         (container(ours="x"), "sealrun.toml: it is not TOML"),
         (container(ours="[imagee]\n"), "'imagee', did you mean image?"),
         (container(ours="image = 1\n"), "sealrun.toml: image must be a table"),
