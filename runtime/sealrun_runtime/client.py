@@ -103,6 +103,8 @@ class Connection:
             datagram = self._socket.recv(DATAGRAM_BYTES)
         except TimeoutError as error:
             raise HostError("the shim does not answer", remedy="use delete --force") from error
+        except ConnectionResetError:  # it had something to read when it was killed
+            datagram = b""
         except OSError as error:
             raise HostError(f"cannot hear the shim: {cause(error)}") from error
         fields = datagram.decode("utf-8", "replace").split("\0")

@@ -20,13 +20,17 @@ SHIM_ROLE = "shim"
 STAND_IN_ROLE = "stand-in"
 KILL_SECONDS = 10.0
 CGROUP_SECONDS = 5.0
-_STARTTIME_FIELD = 22  # of /proc/PID/stat, proc(5)
+# Of /proc/PID/stat, proc(5), and linux/sched.h.
+_PID = 1
+_FLAGS = 9
+_STARTTIME = 22
+_EXITING = 0x4
 
 
 def start_time(pid: int) -> int:
     """When a process started, in clock ticks since boot; 0 where there is none."""
     try:
-        return _identity(str(pid))[1]
+        return int(_stat(str(pid))[_STARTTIME])
     except OSError:
         return 0
 
@@ -36,8 +40,8 @@ def enlist(directory: Directory, role: str) -> None:
     so that it is never there without being known, whatever happens to its parent meanwhile.
 
     Raises OSError, which has to end it: the directory may be gone."""
-    pid, started = _identity("self")  # the host's pid, in whatever namespace the process is
-    directory.append(PROCESSES, f"{role} {pid} {started}")
+    stat = _stat("self")  # with the host's pid, in whatever namespace the process is
+    directory.append(PROCESSES, f"{role} {int(stat[_PID])} {int(stat[_STARTTIME])}")
 
 
 def enlist_other(directory: Directory, role: str, pid: int) -> None:
@@ -46,16 +50,19 @@ def enlist_other(directory: Directory, role: str, pid: int) -> None:
     directory.append(PROCESSES, f"{role} {pid} {start_time(pid)}")
 
 
-def _identity(process: str) -> tuple[int, int]:
-    """Pid and start time from /proc/`process`/stat. Raises OSError."""
-    file = posix.open(f"/proc/{process}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+def _stat(process: str) -> list[bytes]:
+    """/proc/`process`/stat by the numbers of its fields, without the second: that is the program's
+    name, which may hold anything, a parenthesis too. Raises OSError."""
+    text = _read(f"/proc/{process}/stat")
+    return [b"", text.split(b" ", 1)[0], b"", *text[text.rindex(b")") + 2 :].split()]
+
+
+def _read(path: str) -> bytes:
+    file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        stat = posix.read(file, 4096)
+        return posix.read(file, 4096)
     finally:
         posix.close(file)
-    # The command, field 2, may hold anything, a parenthesis too.
-    rest = stat[stat.rindex(b")") + 2 :].split()
-    return int(stat.split(b" ", 1)[0]), int(rest[_STARTTIME_FIELD - 3])
 
 
 def find(directory: Directory, role: str) -> int:
@@ -110,7 +117,7 @@ def _kill_all(directory: Directory, patience: float) -> None:
                 pidfd_send_signal(process, SIGKILL)
             except ProcessLookupError:
                 pass
-        if not _wait(processes, KILL_SECONDS):
+        if not _wait(processes, KILL_SECONDS) and not all(map(_has_ended, processes)):
             raise HostError(f"cannot kill all processes of container {directory.container}")
     finally:
         for process in processes:
@@ -161,6 +168,17 @@ def _release_network(record: str) -> None:
         leftover.release(record)
     except OSError as error:
         raise HostError(f"cannot give the network's interfaces back: {cause(error)}") from error
+
+
+def _has_ended(process: int) -> bool:
+    """Whether there is no more of a process than its number. The first one of a pid namespace keeps
+    that until all others were reaped, which is up to the parents that adopted them."""
+    info = _read(f"/proc/self/fdinfo/{process}")
+    pid = int(info.partition(b"\nPid:")[2].split(b"\n", 1)[0])  # -1: it was reaped
+    try:
+        return bool(int(_stat(str(pid))[_FLAGS]) & _EXITING)
+    except OSError:
+        return True
 
 
 def _remove_cgroup(path: str) -> None:

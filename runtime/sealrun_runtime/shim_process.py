@@ -56,9 +56,14 @@ def spawn(directory: Directory, listener: socket.socket) -> None:
 
 
 def last_words(directory: Directory) -> str:
-    """The last line of the shim's log: what is to be said of a shim that ended without an answer."""
+    """What is to be said of a shim that ended without an answer: the last line of its log, where that
+    is not just about what goes on."""
     lines = directory.read(SHIM_LOG).decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    stamp, _, words = lines[-1].partition(" ") if lines else ("", "", "")
+    level, _, text = words.partition(" ")
+    if level in ("INFO", "DEBUG"):
+        return ""
+    return text if level == "ERROR" else f"{stamp} {words}".strip()
 
 
 def _detach(directory: Directory, listener: socket.socket, report: int) -> NoReturn:

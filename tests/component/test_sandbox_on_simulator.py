@@ -6,7 +6,6 @@ against runc. What follows them here is what no real VM can be asked for.
 """
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import cli, oci
+from fixtures import cli, oci, simulated
 from simulators import openapi, simulated_guest
 from system.test_lifecycle import (  # noqa: F401 - they are collected here
     test_a_bad_id_is_refused,
@@ -33,40 +32,21 @@ from system.test_lifecycle import (  # noqa: F401 - they are collected here
 
 pytestmark = pytest.mark.root
 
-SHIM = cli.ROOT / "tests/simulators/shim_on_simulator.py"
-IMAGE = "registry.test/test/busybox:1"
 SECONDS = 20.0
-BOOT_SECONDS = 10
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`sealrun` below a prefix, with a guest image that is just large enough to be looked at."""
-    prefix = tmp_path_factory.mktemp("prefix")
-    launcher = prefix / "launcher"
-    launcher.write_text(f'#!/bin/sh\nexec {SHIM} "$@"\n')
-    launcher.chmod(0o755)
-    program = cli.install(prefix, launcher)
-    guest = prefix / "share/sealrun/guest"
-    guest.mkdir(parents=True)
-    kernel = bytes(0x202) + b"HdrS"  # a bzImage's magic
-    (guest / "vmlinuz").write_bytes(kernel)
-    (guest / "initrd").touch()
-    part = {"file": "vmlinuz", "bytes": len(kernel), "version": "6.1"}
-    manifest = {
-        "kernel": part,
-        "bzimage": part,
-        "initrd": {"file": "initrd", "bytes": 0},
-    }
-    (guest / "manifest.json").write_text(json.dumps(manifest))
-    (prefix / "share/sealrun/sealrun.toml").write_text(f"[vm]\nboot_timeout = {BOOT_SECONDS}\n")
-    return program
+    """`sealrun` below a prefix."""
+    return simulated.install(tmp_path_factory.mktemp("prefix"))
 
 
 @pytest.fixture
 def runtime(program: Path, tmp_path: Path) -> Iterator[oci.Runtime]:
     """The command line with a state root of its own; nothing of it may be left at the end."""
-    runtime = oci.Runtime("sealrun", str(program), tmp_path / "root", {"io.sealrun.image": IMAGE})
+    runtime = oci.Runtime(
+        "sealrun", str(program), tmp_path / "root", {"io.sealrun.image": simulated.IMAGE}
+    )
     yield runtime
     runtime.clean()
     wait_until(lambda: not processes(runtime))
@@ -76,15 +56,10 @@ def runtime(program: Path, tmp_path: Path) -> Iterator[oci.Runtime]:
 
 @pytest.fixture
 def make(runtime: oci.Runtime, tmp_path: Path):
-    """make(script, **process) -> a bundle. Its root file system is never looked at.
-
-    Without rules for devices: in a VM crun may load the BPF program that they need, here perhaps
-    not."""
+    """make(script, **process) -> a bundle."""
 
     def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
-        bundle = oci.bundle(tmp_path / name, tmp_path, script, runtime.annotations, **process)
-        linux = json.loads((bundle / "config.json").read_text())["linux"]
-        return oci.edit(bundle, {"linux": linux | {"resources": {}}})
+        return simulated.bundle(tmp_path / name, script, runtime.annotations, **process)
 
     return make_bundle
 
@@ -122,12 +97,6 @@ def processes(runtime: oci.Runtime) -> list[str]:
     return found
 
 
-def vmm(directory: Path) -> int:
-    """The pid of the VMM."""
-    lines = (directory / "processes").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("vmm "))
-
-
 def ended(runtime: oci.Runtime) -> str:
     """Why the sandbox ended; its stand-in has gone with it."""
     state = runtime.wait_for("c1", "stopped", SECONDS)
@@ -159,7 +128,7 @@ def test_the_vm_ends(runtime: oci.Runtime, sandbox, number: int, reason: str) ->
     directory = sandbox()
     assert runtime("start", "c1").ok
     pid = runtime.wait_for("c1", "running")["pid"]
-    os.kill(vmm(directory), number)
+    simulated.Sandbox(directory).kill("vmm", number)
     assert reason in ended(runtime)
     wait_until(lambda: not oci.alive(pid))
 
@@ -167,14 +136,14 @@ def test_the_vm_ends(runtime: oci.Runtime, sandbox, number: int, reason: str) ->
 def test_a_reset_is_not_survived_by_a_second_guest(runtime: oci.Runtime, sandbox) -> None:
     """Cloud Hypervisor boots the guest anew in the same process, and it would come to greet."""
     directory = sandbox()
-    os.kill(vmm(directory), signal.SIGUSR1)
+    simulated.Sandbox(directory).kill("vmm", signal.SIGUSR1)
     assert "the guest failed" in ended(runtime)
     assert (directory / "shim.log").read_text().count("hello: ") == 1
 
 
 def test_a_vmm_that_hangs_does_not_hold_up_a_delete(runtime: oci.Runtime, sandbox) -> None:
     directory = sandbox()
-    os.kill(vmm(directory), signal.SIGSTOP)
+    simulated.Sandbox(directory).kill("vmm", signal.SIGSTOP)
     started = time.monotonic()
     assert runtime("delete", "--force", "c1").ok
     assert time.monotonic() - started < SECONDS

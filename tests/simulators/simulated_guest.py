@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 AGENT_PORT = 1024
 _NAMESPACES = "--fork --pid --kill-child --mount --mount-proc --net --ipc --uts --cgroup"
 _ENTER = 'echo $$ >"$0" && exec "$@"'
-_GROUP = "simulated-vm-"
+GROUP = "simulated-vm-"
+"""What the names of their control groups begin with."""
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -36,7 +38,7 @@ class Guest:
                 # As the VMM does when the guest connects to CID 2.
                 channel.connect(f"{vsock}_{AGENT_PORT}")
                 program = str(ROOT / "tests/simulators/agent_machine.py")
-                group = _groups() / f"{_GROUP}{os.getpid()}-{time.monotonic_ns()}"
+                group = _groups() / f"{GROUP}{os.getpid()}-{time.monotonic_ns()}"
                 group.mkdir()
                 command = ["sh", "-c", _ENTER, str(group / "cgroup.procs")]
                 command += ["unshare", *_NAMESPACES.split(), sys.executable, program]
@@ -72,8 +74,8 @@ def _groups() -> Path:
 
 def remove_cgroups() -> None:
     """Of simulated VMs whose process has ended; one that is still in use stays for the next call."""
-    for group in _groups().glob(f"{_GROUP}*"):
-        owner = group.name.removeprefix(_GROUP).partition("-")[0]
+    for group in _groups().glob(f"{GROUP}*"):
+        owner = group.name.removeprefix(GROUP).partition("-")[0]
         if Path(f"/proc/{owner}").exists():
             continue
         for directory, _, _ in os.walk(group, topdown=False):
