@@ -416,3 +416,17 @@ def test_delete_while_the_vm_goes_is_ok(shim: Shim, guest: Guest) -> None:
         shim.delete().ok()
     except (ConnectionRefusedError, AssertionError):
         shim.gone()  # it was faster
+
+
+@pytest.mark.parametrize("tee", ["snp", "tdx"])
+def test_a_vmm_that_starts_an_unprotected_vm_is_found_out(tmp_path: Path, tee: str) -> None:
+    with running(tmp_path, annotations={"test.tee": tee}) as shim, shim.guest() as guest:
+        request = shim.create()
+        guest.hello(tee="none")
+        error = request.error()
+        assert error.kind == ErrorCode.TEE_UNAVAILABLE
+        assert error.text == f"boot: the VM was to have {tee}, and its guest finds none"
+    with running(tmp_path / "other", annotations={"test.tee": tee}) as shim, shim.guest() as guest:
+        shim.create()
+        guest.hello(tee=tee)
+        guest.expect(messages.ConfigureSandbox)

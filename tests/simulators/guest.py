@@ -84,13 +84,13 @@ class Guest:
                 skipped.append(message)
         raise AssertionError(f"no {kind.__name__} came, but {skipped}")
 
-    def hello(self, version: int = messages.PROTOCOL_VERSION) -> None:
+    def hello(self, version: int = messages.PROTOCOL_VERSION, tee: str = "none") -> None:
         """The first word."""
         self.send(
             messages.Hello(
                 version=version,
                 agent_version="0.0.0",
-                tee="none",
+                tee=tee,
                 memory_available_kib=4711,
                 uptime_ms=1234,
             )

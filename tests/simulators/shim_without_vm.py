@@ -94,6 +94,8 @@ def plan(handover: Handover) -> Plan:
         kernel="/none",
         initrd="/none",
         cmdline="",
+        # What the VMM was asked for; the test's guest says what it got.
+        tee=Tee(handover.container.annotations.get("test.tee", "none")),
         shares=shared_tree.device(handover, Tee.NONE),
     )
     return Plan(DriverName.QEMU, SleepingDriver(), spec)

@@ -10,6 +10,7 @@ from sealrun_protocol.messages import GuestMessage, ProtocolViolation
 from sealrun_vmm.driver import Machine
 
 from sealrun_runtime.handover import Handover
+from sealrun_runtime.machine import ENCRYPTED
 from sealrun_runtime.shim import (
     agent,
     console,
@@ -170,6 +171,9 @@ class Vm:
             text += f"this runtime {messages.PROTOCOL_VERSION}"
             self._owner.fail(_violation(Phase.BOOT, text))
             return
+        if (unprotected := self._without_its_tee(hello.tee)) is not None:
+            self._owner.fail(unprotected)
+            return
         log_guest(
             f"hello: agent {wire_text(hello.agent_version)}, tee {wire_text(hello.tee)}, "
             f"memory {hello.memory_available_kib} KiB available, up {hello.uptime_ms} ms"
@@ -190,6 +194,18 @@ class Vm:
             await liveness.watch(self.agent, handover.config.vm.silence_timeout)
         except ShimError as error:
             self._owner.fail(error)
+
+    def _without_its_tee(self, found: str) -> GuestFailed | None:
+        """The failure of a VMM that was asked for a protected VM and started another. A lying guest
+        deceives nobody but this host."""
+        assert self._launched is not None
+        tee = self._launched.spec.tee
+        if tee not in ENCRYPTED or found == tee.value:
+            return None
+        text = f"boot: the VM was to have {tee}, and its guest finds {wire_text(found)}"
+        return GuestFailed(
+            ErrorCode.TEE_UNAVAILABLE, text, remedy=ERRORS[ErrorCode.TEE_UNAVAILABLE].remedy
+        )
 
     def _received(self, message: GuestMessage) -> None:
         """Raises ProtocolViolation."""
