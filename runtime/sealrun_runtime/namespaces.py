@@ -24,6 +24,7 @@ MS_NODEV: Final = 0x4
 MS_NOEXEC: Final = 0x8
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
 MS_SLAVE: Final = 0x80000
 MNT_DETACH: Final = 0x2
 CLONE_FS: Final = 0x200
@@ -104,14 +105,19 @@ def clone_tree(path: str, *, recursive: bool) -> int:
     return _call(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags, path=path)
 
 
-def restrict_tree(descriptor: int, attributes: int, *, recursive: bool) -> None:
-    """mount_setattr(2): set attributes of the mount of an open directory or file."""
-    _set_attributes(descriptor, b"", _AT_EMPTY_PATH, attributes, recursive=recursive)
+def restrict_tree(
+    descriptor: int, attributes: int, propagation: int = 0, *, recursive: bool
+) -> None:
+    """mount_setattr(2): set attributes, and the propagation where it is not 0, of the mount of an
+    open directory or file."""
+    wanted = _MountAttributes(attributes, 0, propagation, 0)
+    _set_attributes(descriptor, b"", _AT_EMPTY_PATH, wanted, recursive=recursive)
 
 
 def restrict_mount(path: str, attributes: int) -> None:
     """mount_setattr(2) of the mount at `path`."""
-    _set_attributes(_AT_FDCWD, os.fsencode(path), 0, attributes, recursive=False)
+    wanted = _MountAttributes(attributes, 0, 0, 0)
+    _set_attributes(_AT_FDCWD, os.fsencode(path), 0, wanted, recursive=False)
 
 
 def attach_tree(descriptor: int, target: str) -> None:
@@ -126,9 +132,8 @@ def detach(path: str) -> None:
 
 
 def _set_attributes(
-    directory: int, path: bytes, flags: int, attributes: int, *, recursive: bool
+    directory: int, path: bytes, flags: int, wanted: _MountAttributes, *, recursive: bool
 ) -> None:
-    wanted = _MountAttributes(attributes, 0, 0, 0)
     flags |= _AT_RECURSIVE if recursive else 0
     size = ctypes.sizeof(wanted)
     _call(_SYS_MOUNT_SETATTR, directory, path, flags, ctypes.byref(wanted), size)

@@ -4,8 +4,8 @@ sources of its bind mounts.
     a directory or file      shared: what either side writes, the other sees
     hosts, hostname, resolv.conf, .containerenv, Podman's secrets
                              copied: small, and prepared for this container alone
-    /dev/shm, and the kernel's own file systems (/proc, /sys, ...) where they are bound from the host
-                             neither: the guest has its own
+    /dev/shm, devices like /dev/null, and the kernel's own file systems (/proc, /sys, ...) at their own
+                             places: neither, the guest has its own
 
 A shared source is opened as a mount of its own (open_tree(2)) by whoever creates the container, in
 the caller's mount namespace, and travels to the shim as a descriptor. What a path means is looked up
@@ -34,6 +34,7 @@ COPIED: Final = frozenset(("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/
 
 SHARED_MEMORY: Final = "/dev/shm"
 _KERNEL_S: Final = frozenset(("/proc", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/dev/pts"))
+_DEVICES: Final = frozenset(("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"))
 _SECRETS: Final = "secrets"  # in Podman's bundles: copies of the container's secrets
 _RESTRICTED: Final = (
     namespaces.MOUNT_ATTR_NOSUID
@@ -42,6 +43,7 @@ _RESTRICTED: Final = (
     | namespaces.MOUNT_ATTR_NOSYMFOLLOW
 )
 """For a server that opens files by name at a guest's word, and has none of this to do."""
+_PROPAGATED: Final = frozenset(("slave", "rslave", "shared", "rshared"))
 
 
 class Plan(NamedTuple):
@@ -133,7 +135,10 @@ def _open(where: str, path: str, mount: Mount, opened: ExitStack) -> Tree:
     try:
         descriptor = namespaces.clone_tree(path, recursive="rbind" in options)
         opened.callback(os.close, descriptor)
-        namespaces.restrict_tree(descriptor, _RESTRICTED, recursive=True)
+        # What the host mounts there later is seen where that is asked for, never the other way round.
+        wanted = bool(_PROPAGATED.intersection(options))
+        propagation = namespaces.MS_SLAVE if wanted else namespaces.MS_PRIVATE
+        namespaces.restrict_tree(descriptor, _RESTRICTED, propagation, recursive=True)
         access = [option for option in options if option in {"ro", "rro", "rw", "rrw"}]
         if access and access[-1] in {"ro", "rro"}:
             readonly = namespaces.MOUNT_ATTR_RDONLY
@@ -165,8 +170,9 @@ def is_bind(mount: Mount) -> bool:
 
 
 def _is_the_guest_s(mount: Mount) -> bool:
-    same = mount.source == mount.destination
-    return mount.destination == SHARED_MEMORY or (same and mount.destination in _KERNEL_S)
+    if mount.destination == SHARED_MEMORY or mount.source in _DEVICES:
+        return True
+    return mount.source == mount.destination and mount.destination in _KERNEL_S
 
 
 def _is_copied(container: ContainerSpec, mount: Mount) -> bool:

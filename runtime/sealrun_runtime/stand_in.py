@@ -317,7 +317,7 @@ def _mount_tree(tree: Tree) -> None:
             os.makedirs(tree.destination, exist_ok=True)
         elif not os.path.exists(tree.destination):
             os.makedirs(os.path.dirname(tree.destination), exist_ok=True)
-            os.close(os.open(tree.destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            os.close(os.open(tree.destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755))
         namespaces.attach_tree(tree.descriptor, tree.destination)
 
 

@@ -2,8 +2,9 @@
 
 Started by fixtures/agent.py, as root, under `unshare` with namespaces of its own for pids, mounts,
 network, IPC, UTS and cgroups. Its arguments: the descriptor of the byte stream, the kind of TEE to
-claim, the directory that takes the place of what a host shares, and the socket of a TPM or nothing.
-What differs from a VM: the clock is left alone, and images come from busybox instead of a
+claim, the directory that takes the place of what a host shares or the descriptor of virtiofsd's mount
+namespace, and the socket of a TPM or nothing. What differs from a VM: the clock is left alone, and
+images come from busybox instead of a
 registry. The reference, without "registry.test/" before it and ":1" behind it, chooses what the
 simulated pull does:
 
@@ -31,6 +32,7 @@ from sealrun_agent.service import Machine, serve
 from sealrun_agent.shared_tree import SharedTree
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.init_data import InitData
+from simulators import simulated_share
 
 DIRECTORY = "/run/sealrun"
 DIGEST = "sha256:" + "5" * 64
@@ -151,7 +153,10 @@ def bind(init_data: InitData) -> None:
 
 
 def mount_shared(target: str) -> None:
-    """What is a virtio-fs device in a VM: a directory of the test's."""
+    """What is a virtio-fs device in a VM: a directory of the test's, or virtiofsd's namespace."""
+    if sys.argv[3].isdigit():
+        simulated_share.mount(int(sys.argv[3]), target)
+        return
     bind, recursive = 0x1000, 0x4000
     if _LIBC.mount(sys.argv[3].encode(), target.encode(), None, bind | recursive, None) != 0:
         raise OSError(ctypes.get_errno(), "the VM has no such device")

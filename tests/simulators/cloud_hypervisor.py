@@ -250,7 +250,8 @@ class Vmm:
                 if not os.path.isfile(config["payload"][member]):
                     self.half_booted = True
                     raise Refusal(500, f"Cannot open {member} file", "No such file or directory")
-            self.guest = Guest(path, agent=self._switches.get("guest") != "none")
+            shares = [share["socket"] for share in config.get("fs", [])]
+            self.guest = Guest(path, shares, agent=self._switches.get("guest") != "none")
         except OSError as error:
             self._unplug()
             raise Refusal(500, DEVICES, "Cannot create virtio-vsock backend", str(error)) from error

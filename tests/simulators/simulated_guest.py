@@ -14,7 +14,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from simulators import simulated_share
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT_PORT = 1024
@@ -30,9 +33,11 @@ _libc = ctypes.CDLL(None)
 class Guest:
     """One boot. Its console is our standard output."""
 
-    def __init__(self, vsock: str, *, agent: bool) -> None:
-        """vsock: the path of the hybrid vsock's socket. agent: whether one runs in it."""
+    def __init__(self, vsock: str, shares: Sequence[str] = (), *, agent: bool) -> None:
+        """vsock: the path of the hybrid vsock's socket. shares: those of virtio-fs devices. agent:
+        whether one runs in it. Raises OSError."""
         remove_cgroups()
+        self._devices = [simulated_share.Device(path) for path in shares]
         if agent:
             with socket.socket(socket.AF_UNIX) as channel:
                 # As the VMM does when the guest connects to CID 2.
@@ -42,8 +47,9 @@ class Guest:
                 group.mkdir()
                 command = ["sh", "-c", _ENTER, str(group / "cgroup.procs")]
                 command += ["unshare", *_NAMESPACES.split(), sys.executable, program]
-                command += [str(channel.fileno()), "none", ""]
-                self._process = _start(command, channel.fileno())
+                namespaces = [device.namespace for device in self._devices]
+                command += [str(channel.fileno()), "none", *map(str, namespaces or [""]), ""]
+                self._process = _start(command, channel.fileno(), *namespaces)
         else:
             self._process = _start(["/bin/sleep", "1000"])
         self.pidfd = os.pidfd_open(self._process.pid)
@@ -58,6 +64,8 @@ class Guest:
         """It is ending, or was killed."""
         self._process.wait()
         os.close(self.pidfd)
+        for device in self._devices:
+            device.unplug()
 
     def signal(self, number: int) -> None:
         """Send a signal to all its processes, as stopping the virtual CPUs would stop them."""

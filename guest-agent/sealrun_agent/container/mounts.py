@@ -6,6 +6,7 @@
     /dev/shm (from the host)                a tmpfs of the guest, of the size that the host says
     /proc /sys /sys/fs/cgroup /dev/mqueue /dev/pts (the host's own, at the same place)
                                             the guest's own of that kind: --network=host, --ipc=host
+    /dev/null and the like (from the host)  the guest's own: they hide files, or give none
     any other bind                          refused
 
 Mounts keep their order. Sources are the guest's own, whatever the host wrote there. Where config.json
@@ -48,6 +49,9 @@ _KERNEL_S: Final = {
     "/dev/mqueue": "mqueue",
     "/dev/pts": "devpts",
 }
+_KERNEL_S_DEVICES: Final = frozenset(
+    ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+)
 _SHARED_MEMORY: Final = Mount(
     "/dev/shm", "tmpfs", "shm", ("nosuid", "noexec", "nodev", "mode=1777")
 )
@@ -76,7 +80,7 @@ class Sources(NamedTuple):
 def accept_mounts(
     mounts: Sequence[Mount], sources: Sources, *, shared_root: bool
 ) -> tuple[Mount, ...]:
-    """The mounts that crun gets, at least one. The source of a bind is still `copy/N` or `share/N`.
+    """The mounts that crun gets, at least one. Some sources are still `copy/N` or `share/N`.
     Raises StartError(SPEC_REFUSED)."""
     if len(sources.shared) > limits.SHARES:
         raise refused("mounts", f"more than {limits.SHARES} are directories of the host")
@@ -96,9 +100,9 @@ def accept_mounts(
     return accepted
 
 
-def is_bind(mount: Mount) -> bool:
+def is_placed(mount: Mount) -> bool:
     """Whether an accepted mount's source is `copy/N` or `share/N`."""
-    return mount.type == "bind"
+    return mount.type == "bind" and not mount.source.startswith("/")
 
 
 def _accept(path: str, index: int, mount: Mount, sources: Sources) -> Mount:
@@ -110,7 +114,7 @@ def _accept(path: str, index: int, mount: Mount, sources: Sources) -> Mount:
     options = mount.options or ()
     if mount.type == "bind" or (mount.type in {"", "none"} and _BIND.intersection(options)):
         if mount.source != destination or destination not in _KERNEL_S:
-            return _accept_bind(path, index, destination, options, sources)
+            return _accept_bind(path, index, mount, destination, sources)
         options = tuple(option for option in options if option not in _BIND)
         mount = Mount(destination, _KERNEL_S[destination], "", options)
     if index in sources.copied or index in sources.shared:
@@ -125,9 +129,8 @@ def _accept(path: str, index: int, mount: Mount, sources: Sources) -> Mount:
     return Mount(destination, kind, kind, options)
 
 
-def _accept_bind(
-    path: str, index: int, destination: str, options: Sequence[str], sources: Sources
-) -> Mount:
+def _accept_bind(path: str, index: int, mount: Mount, destination: str, sources: Sources) -> Mount:
+    options = mount.options or ()
     if index in sources.copied:
         access = "ro" if "ro" in options else "rw"
         flags = ("bind", "nosuid", "nodev", "noexec", access)
@@ -137,13 +140,16 @@ def _accept_bind(
         return msgspec.structs.replace(
             _SHARED_MEMORY, options=(*(_SHARED_MEMORY.options or ()), *size)
         )
+    source = f"{SHARE}/{index}"
     if index not in sources.shared:
-        raise refused(path, f"{destination}: the host shares no directory or file for it")
+        if mount.source not in _KERNEL_S_DEVICES:
+            raise refused(path, f"{destination}: the host shares no directory or file for it")
+        source = mount.source
     for position, option in enumerate(options):
         if not (_FLAGS.fullmatch(option) or option in _BIND):
             raise refused(f"{path}.options[{position}]", f"option {option!a} is not accepted")
     kept = (option for option in options if option not in _BIND)
-    return Mount(destination, "bind", f"{SHARE}/{index}", ("rbind", *kept))
+    return Mount(destination, "bind", source, ("rbind", *kept))
 
 
 def check_absolute(path: str, value: str) -> None:

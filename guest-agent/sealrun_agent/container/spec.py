@@ -29,7 +29,7 @@ from sealrun_agent.container.mounts import (
     Sources,
     accept_mounts,
     check_absolute,
-    is_bind,
+    is_placed,
 )
 from sealrun_agent.container.reading import check_for_c, read
 from sealrun_agent.container.runtime_spec import Hooks, Mount, Root, Spec, refused
@@ -102,7 +102,7 @@ def render(accepted: Accepted, places: Places) -> bytes:
     directories = {COPY: places.files, SHARE: places.share}
 
     def placed(mount: Mount) -> Mount:
-        if not is_bind(mount):
+        if not is_placed(mount):
             return mount
         kind, _, index = mount.source.partition("/")
         return msgspec.structs.replace(mount, source=f"{directories[kind]}/{index}")

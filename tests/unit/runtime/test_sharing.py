@@ -44,16 +44,17 @@ def test_what_is_shared_what_is_copied_and_what_is_neither() -> None:
         Mount(destination="/etc/resolv.conf", type="tmpfs", source="tmpfs"),
         bind("/run/shm", "/dev/shm"),
         bind("/sys", "/sys"),
+        bind("/dev/null", "/etc/motd"),
         bind("/b/secrets/key", "/run/secrets/key"),
         bind("/b/secrets/../etc", "/etc/x"),
         bind("secrets/other", "/other"),
         bind("/run/c/.containerenv", "/run/.containerenv"),
     )
     plan = sharing.plan(given, "registry.test/app:1")
-    assert plan == sharing.Plan(root=False, shared=(2, 4, 9), copied=(1, 3, 8, 10, 11))
-    assert plan.names == ("2", "4", "9")
-    assert sharing.plan(given, "").names == ("root", "2", "4", "9")
-    assert sharing.source_of(given, 10) == "/b/secrets/other"
+    assert plan == sharing.Plan(root=False, shared=(2, 4, 10), copied=(1, 3, 9, 11, 12))
+    assert plan.names == ("2", "4", "10")
+    assert sharing.plan(given, "").names == ("root", "2", "4", "10")
+    assert sharing.source_of(given, 11) == "/b/secrets/other"
 
 
 def test_what_the_tenant_does_not_allow_is_refused_at_once() -> None:
@@ -99,6 +100,30 @@ def test_read_only_and_recursion_are_of_the_opened_mount(tmp_path: Path) -> None
     for tree in sources.for_guest:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(tree)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("option", "seen"), [("rprivate", False), ("rslave", True)])
+def test_what_the_host_mounts_later_is_seen_where_that_is_asked_for(
+    tmp_path: Path, option: str, seen: bool
+) -> None:
+    namespaces.mount("tmpfs", str(tmp_path), "tmpfs", 0)
+    try:
+        (tmp_path / "below").mkdir()
+        shared = 0x100000
+        namespaces.mount("none", str(tmp_path), "", shared)
+        place = tmp_path.parent / f"place-{option}"
+        given = container(bind(tmp_path, "/data", option))
+        with sharing.open_sources(given, sharing.plan(given, "image")) as sources:
+            # Propagation needs a mount that is mounted somewhere.
+            place.mkdir()
+            namespaces.attach_tree(sources.for_guest[0], str(place))
+            namespaces.mount("tmpfs", str(tmp_path / "below"), "tmpfs", 0)
+            (tmp_path / "below/file").touch()
+            assert (place / "below/file").exists() is seen
+            namespaces.detach(str(place))
+    finally:
+        namespaces.detach(str(tmp_path))
 
 
 @pytest.mark.root

@@ -13,6 +13,7 @@ from sealrun_protocol import limits, messages
     [
         (mount("/data", "bind"), ": /data: the host shares no directory or file for it"),
         (mount("/data", "", "rbind"), ": /data: the host shares no directory or file for it"),
+        (mount("/x", "bind", "bind", source="/dev/vda"), ": /x: the host shares no directory"),
         (mount("/etc/hosts", "bind"), ": /etc/hosts: the host shares no directory or file"),
         (mount("/x", "ext4"), ".type: a mount of type 'ext4' is not supported in the guest"),
         (mount("/x", "overlay", "lowerdir=/"), ".type: a mount of type 'overlay'"),
@@ -48,6 +49,7 @@ def test_accepted_mounts_have_the_guest_s_own_sources() -> None:
             mount("/data", "bind", "rbind", "nodev", "rro", source="/etc"),
             mount("data/sub", "none", "bind", "rw", "rslave", source="../.."),
             mount("/sys", "bind", "rbind", "rprivate", "ro", source="/sys"),
+            mount("/etc/motd", "bind", "bind", "ro", source="/dev/null"),
         ]
     )
     result = accept(document, files=copies(4), shared_mounts=(5, 6), shm_bytes=4096)
@@ -60,6 +62,7 @@ def test_accepted_mounts_have_the_guest_s_own_sources() -> None:
         ("bind", "/share/c1/5"),
         ("bind", "/share/c1/6"),
         ("sysfs", "sysfs"),
+        ("bind", "/dev/null"),
     ]
     options = [entry["options"] for entry in result["mounts"]]
     assert options[3] == ["nosuid", "noexec", "nodev", "mode=1777", "size=4096"]
