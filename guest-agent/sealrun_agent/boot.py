@@ -28,6 +28,7 @@ HOST_CID: Final = 2  # linux/vm_sockets.h
 
 # linux/mount.h
 _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
+_REMOUNT = 32
 _BIND, _MOVE, _REC, _PRIVATE = 4096, 8192, 16384, 1 << 18
 _KERNEL_ONLY = _NOSUID | _NODEV | _NOEXEC
 
@@ -130,6 +131,13 @@ def mount_all() -> None:
         _mount(mount.kind, mount.target, mount.kind, mount.flags, mount.options)
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
+
+
+def remount() -> None:
+    """Let the file systems in memory grow with the memory that was added. Raises BootError."""
+    for mount in mounts(_memory_kib()):
+        if mount.kind == "tmpfs":
+            _mount(mount.kind, mount.target, mount.kind, mount.flags | _REMOUNT, mount.options)
 
 
 def load_modules(groups: Collection[str]) -> None:

@@ -44,7 +44,14 @@ def machine() -> Machine:
         evidence=choice.evidence,
         record=choice.record,
         load_drivers=boot.load_drivers,
+        take_added=_take_added,
     )
+
+
+def _take_added() -> int:
+    from sealrun_agent import growth  # seldom needed
+
+    return growth.take()
 
 
 def set_clock(host_time: int) -> None:

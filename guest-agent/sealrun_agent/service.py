@@ -44,6 +44,8 @@ _EXECUTIONS: Final = (
 )
 _SIGNALS: Final = range(65)
 _TERMINAL_SIZES: Final = range(1 << 16)
+_CPUS: Final = range(1, 4097)
+_GROWTH_SECONDS: Final = 10.0  # from a CPU's addition by the VMM to its appearance
 _DEATH_SECONDS: Final = 5.0  # that a shutdown waits for the containers it killed
 
 
@@ -54,7 +56,8 @@ class Machine(NamedTuple):
     init-data; raises AttestError where it is not what the VM was launched with. images: made once the
     policy is known. evidence: fresh, over report data, as JSON of {tee, evidence}; any thread.
     record: writes an event into the TEE's log (domain, operation, content). crun_options: more
-    global options for crun. load_drivers: of devices that came after the boot."""
+    global options for crun. load_drivers: of devices that came after the boot.
+    take_added: use what the VM was given since, and say how many CPUs are online; raises RunError."""
 
     tee: str
     directory: str
@@ -64,6 +67,7 @@ class Machine(NamedTuple):
     images: Callable[[Policy], Images]
     shares: Shares
     evidence: Callable[[init_data.InitData, bytes], bytes]
+    take_added: Callable[[], int]
     record: Callable[[str, str, dict[str, str]], None] = lambda _domain, _operation, _content: None
     crun_options: tuple[str, ...] = ()
     load_drivers: Callable[[], None] = lambda: None
@@ -218,6 +222,8 @@ class Service:
                 self._container(name).list_processes(answer, show_commands=show)
             case messages.ReadStatistics(container=name):
                 self._container(name).read_statistics(answer)
+            case messages.ResizeSandbox(cpus=cpus):
+                self._take(cpus, answer)
             case messages.Ping():
                 answer(DONE)
             case messages.Attest(nonce=nonce):
@@ -371,6 +377,26 @@ class Service:
             raise RunError(
                 ErrorCode.CONTAINER_UNKNOWN, f"container {name[:128]!a} does not exist"
             ) from None
+
+    def _take(self, cpus: int, answer: Answer) -> None:
+        """The VM has become larger, or is about to."""
+        if cpus not in _CPUS:
+            raise ProtocolViolation(f"a VM of {cpus} CPUs")
+        deadline = time.monotonic() + _GROWTH_SECONDS
+
+        def look() -> None:
+            there = attempt(self._machine.take_added)
+            if isinstance(there, AgentError):
+                answer(there)
+            elif there >= cpus:
+                answer(DONE)
+            elif time.monotonic() > deadline:
+                text = f"only {there} of {cpus} CPUs came in {_GROWTH_SECONDS:.0f} s"
+                answer(RunError(ErrorCode.RUNTIME_FAILED, text))
+            else:
+                self._events.later(0.05, look)
+
+        look()
 
     def _shut_down(self, answer: Answer) -> None:
         self._closing = True

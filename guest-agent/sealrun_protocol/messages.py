@@ -16,6 +16,7 @@ Order of a life::
     host:  ResizeTerminal             (no answer)
     host:  Signal…, Pause…, Resume…, Update…, ListProcesses, ReadStatistics, Attest
                                       guest: Done | Failed
+    host:  ResizeSandbox              guest: Done | Failed
     host:  Ping, at intervals         guest: Done
     guest: ProcessExited              (after the last byte of the process's stdout and stderr)
     host:  DeleteContainer            guest: Done | Failed
@@ -193,6 +194,13 @@ class ReadStatistics(Request, frozen=True, kw_only=True):
     container: str
 
 
+class ResizeSandbox(Request, frozen=True, kw_only=True):
+    """The VM has become larger: take all its CPUs into use, `cpus` of them, which may take a moment to
+    appear, and let file systems in memory have their share of what there is now."""
+
+    cpus: int
+
+
 class Ping(Request, frozen=True, kw_only=True):
     """Answered at once, by a guest that is alive: a VM that hangs keeps its connection."""
 
@@ -335,6 +343,7 @@ HostMessage = (
     | ListProcesses
     | ReadStatistics
     | Attest
+    | ResizeSandbox
     | Ping
     | DeleteContainer
     | ShutdownSandbox

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from sealrun_runtime import spec_rules
+from sealrun_runtime.demand import Demand
 from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.oci_config import (
     JSON_LIMITS,
@@ -39,6 +40,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     hooks: those that the host runs, and those that belong to the guest.
     cgroups_path: as in config.json, empty where the engine gave none.
     left_out: lines about what has no effect in the guest.
+    demand: what the limits of linux.resources let it use.
     """
 
     bundle: str
@@ -57,6 +59,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     namespaces: tuple[Namespace, ...]
     cgroups_path: str
     left_out: tuple[str, ...] = ()
+    demand: Demand = Demand()
 
 
 def read(bundle: str) -> tuple[ContainerSpec, bytes]:
@@ -117,6 +120,7 @@ def parse(content: bytes, bundle: str) -> ContainerSpec:
         namespaces=linux.namespaces or (),
         cgroups_path=linux.cgroups_path,
         left_out=left_out,
+        demand=Demand().changed(linux.resources),
     )
 
 
@@ -130,10 +134,10 @@ def parse_process(content: bytes) -> Process:
     return process
 
 
-def check_resources(content: bytes) -> None:
+def parse_resources(content: bytes) -> Resources:
     """A `linux.resources` object, as update is given it. Raises InvalidRequest."""
     try:
-        msgspec.json.decode(content, type=Resources)
+        return msgspec.json.decode(content, type=Resources)
     except JSON_LIMITS as error:
         raise InvalidRequest(explain(error)) from error
 

@@ -42,17 +42,35 @@ class VmSettings(Section, frozen=True, kw_only=True):
     ] = "auto"
     cpus: Annotated[
         int,
-        Meta(ge=1, le=256, description="Virtual CPUs", extra={"annotation": "io.sealrun.cpus"}),
+        Meta(
+            ge=1,
+            le=256,
+            description="Virtual CPUs; without a TEE as many more as the containers' quotas fill",
+            extra={"annotation": "io.sealrun.cpus"},
+        ),
     ] = 1
     memory: Annotated[
         int,
         Meta(
             ge=128,
             le=1 << 22,
-            description="Memory in MiB; the image is unpacked into it",
+            description="Memory in MiB; the image is unpacked into it. Without a TEE the "
+            "containers' memory limits are added to it",
             extra={"annotation": "io.sealrun.memory"},
         ),
     ] = 1024
+    max_cpus: Annotated[
+        int,
+        Meta(ge=0, le=256, description="What a VM without a TEE may grow to; 0: the host's CPUs"),
+    ] = 0
+    max_memory: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 22,
+            description="What a VM without a TEE may grow to, in MiB; 0: the host's memory",
+        ),
+    ] = 0
     qemu: Annotated[
         Directory, Meta(description="Path of QEMU's binary; empty: the system's own")
     ] = ""

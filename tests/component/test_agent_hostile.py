@@ -87,6 +87,7 @@ def test_the_largest_message_is_taken(host: Host) -> None:
         messages.UpdateContainer(id=1, container="c1", resources=b"{}"),
         messages.ListProcesses(id=1, container="c1"),
         messages.ReadStatistics(id=1, container="c1"),
+        messages.ResizeSandbox(id=1, cpus=1),
         messages.Ping(id=1),
         messages.DeleteContainer(id=1, container="c1"),
     ],
@@ -94,6 +95,12 @@ def test_the_largest_message_is_taken(host: Host) -> None:
 def test_a_request_before_the_configuration(raw: Host, request_: messages.Request) -> None:
     raw.send(request_)
     assert _violated(raw) == "a request before ConfigureSandbox"
+
+
+@pytest.mark.parametrize("cpus", [0, -1, 4097, 1 << 40])
+def test_a_vm_of_no_size(host: Host, cpus: int) -> None:
+    host.ask(messages.ResizeSandbox, cpus=cpus)
+    assert _violated(host) == f"a VM of {cpus} CPUs"
 
 
 def test_a_second_configuration(host: Host) -> None:

@@ -130,6 +130,17 @@ def test_a_ping_is_answered_while_a_container_is_busy_or_paused(host: Host) -> N
     assert host.request(messages.Ping) == messages.Done(id=host._next)
 
 
+def test_cpus_that_were_added_are_waited_for(host: Host) -> None:
+    """The simulated VM has 4."""
+    assert host.request(messages.ResizeSandbox, cpus=4) == messages.Done(id=host._next)
+    begun = time.monotonic()
+    missing = host.ask(messages.ResizeSandbox, cpus=5)
+    assert isinstance(host.request(messages.Ping), messages.Done), "it does not block"
+    text = _failed(host.answer(missing), ErrorCode.RUNTIME_FAILED)
+    assert text == "only 4 of 5 CPUs came in 10 s"
+    assert time.monotonic() - begun >= 10
+
+
 def test_a_container_that_ends_while_it_is_being_paused(host: Host) -> None:
     for number in range(20):
         host.create("sh", "-c", "exit 5", stdin=0, stdout=0, stderr=0)

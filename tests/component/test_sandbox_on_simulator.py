@@ -2,10 +2,11 @@
 Hypervisor driver, the agent, crun and the container are real, and a life takes a second.
 
 The life cycle's cases are those of tests/system/test_lifecycle.py, which run there in a real VM and
-against runc. What follows them here is what no real VM can be asked for.
+against runc, and of test_vm_life.py. What follows them here is what no real VM can be asked for.
 """
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -20,14 +21,24 @@ from system.test_lifecycle import (  # noqa: F401 - they are collected here
     test_a_malformed_config_is_an_error_before_anything_starts,
     test_a_missing_bundle_is_named,
     test_a_missing_program_is_named,
+    test_a_paused_container_stands_still,
     test_a_program_that_is_not_executable_is_named,
     test_a_whole_life,
     test_an_unknown_container,
     test_death_by_signal_is_128_plus_n,
     test_delete_force_of_a_created_and_of_a_running_container,
     test_kill_ends_a_program_by_name_and_number,
+    test_limits_are_changed_while_it_runs,
     test_list_and_features,
+    test_programs_are_executed_in_a_running_container,
     test_run_passes_stdio_and_the_exit_code,
+)
+from system.test_vm_life import (  # noqa: F401 - they are collected here
+    SETTINGS,
+    test_a_paused_container_whose_vmm_is_killed,
+    test_a_vm_that_hangs_does_not_hold_up_a_delete,
+    test_a_vm_that_hangs_is_ended,
+    test_the_vmm_is_killed,
 )
 
 pytestmark = pytest.mark.root
@@ -38,7 +49,7 @@ SECONDS = 20.0
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`sealrun` below a prefix."""
-    return simulated.install(tmp_path_factory.mktemp("prefix"))
+    return simulated.install(tmp_path_factory.mktemp("prefix"), settings=SETTINGS)
 
 
 @pytest.fixture
@@ -47,6 +58,7 @@ def runtime(program: Path, tmp_path: Path) -> Iterator[oci.Runtime]:
     runtime = oci.Runtime(
         "sealrun", str(program), tmp_path / "root", {"io.sealrun.image": simulated.IMAGE}
     )
+    runtime.limits = simulated_guest.has_limits()
     yield runtime
     runtime.clean()
     wait_until(lambda: not processes(runtime))
@@ -120,7 +132,6 @@ def test_the_state_names_the_vmm(runtime: oci.Runtime, sandbox) -> None:
     [
         (signal.SIGKILL, "cloud-hypervisor ended with signal 9"),
         (signal.SIGUSR1, "the guest failed: it reset itself"),
-        (signal.SIGUSR2, "the guest failed: its kernel panicked"),
         (signal.SIGTERM, "the guest powered off"),
     ],
 )
@@ -141,13 +152,43 @@ def test_a_reset_is_not_survived_by_a_second_guest(runtime: oci.Runtime, sandbox
     assert (directory / "shim.log").read_text().count("hello: ") == 1
 
 
-def test_a_vmm_that_hangs_does_not_hold_up_a_delete(runtime: oci.Runtime, sandbox) -> None:
-    directory = sandbox()
-    simulated.Sandbox(directory).kill("vmm", signal.SIGSTOP)
-    started = time.monotonic()
-    assert runtime("delete", "--force", "c1").ok
-    assert time.monotonic() - started < SECONDS
-    assert runtime.state("c1") is None
+def test_a_vm_grows_before_its_container_may(runtime: oci.Runtime, sandbox, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    sandbox(simulator=f"trace={trace}")
+    runtime("update", "--memory", "600m", "--cpu-quota", "150000", "c1")
+    calls = [json.loads(line) for line in trace.read_text().splitlines()]
+    resizes = [json.loads(body) for _, name, body, _ in calls if name == "vm.resize"]
+    assert resizes[:2] == [{"desired_vcpus": 2}, {"desired_ram": (512 + 640) << 20}]
+    assert runtime.state("c1")["status"] == "created"
+
+
+@pytest.mark.parametrize("call", ["vm.resize", "vm.info"])
+@pytest.mark.parametrize(
+    ("misbehaviour", "text"),
+    [
+        ("die", "cloud-hypervisor gave no answer to {call}"),
+        ("hang", "cloud-hypervisor did not answer {call} in 10 s"),
+        ("garble", "cloud-hypervisor gave no answer to {call}: an answer does not begin"),
+    ],
+)
+def test_a_vmm_that_is_lost_at_an_update_ends_the_sandbox(
+    runtime: oci.Runtime, sandbox, call: str, misbehaviour: str, text: str
+) -> None:
+    sandbox(simulator=f"{misbehaviour}={call}")
+    outcome = runtime("update", "--memory", "600m", "c1")
+    assert outcome.status == 1
+    text = text.format(call=call)
+    assert f"cannot resize the VM: {text}" in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1
+    reason = ended(runtime)
+    assert text in reason or "cloud-hypervisor ended with status 1" in reason
+
+
+def test_a_vmm_that_refuses_an_update_goes_on(runtime: oci.Runtime, sandbox) -> None:
+    sandbox(simulator="refuse=vm.resize")
+    outcome = runtime("update", "--memory", "600m", "c1")
+    assert "cannot resize the VM: cloud-hypervisor refused vm.resize" in outcome.stderr
+    assert runtime("start", "c1").ok
 
 
 # --- and a create that fails because of it -------------------------------------------------------

@@ -134,7 +134,7 @@ def test_a_pause_that_fails(shim: Shim, guest: Guest) -> None:
 
 
 def test_limits_travel_as_they_are(shim: Shim, guest: Guest) -> None:
-    resources = '{"memory":{"limit":1048576}, "x":"\u00e4"}'
+    resources = '{"memory":{"reservation":1048576}, "unified":{"x":"\u00e4"}}'
     request = shim.ask("update", "c1", resources)
     message = answer(guest, messages.UpdateContainer)
     assert (message.container, message.resources) == ("c1", resources.encode())

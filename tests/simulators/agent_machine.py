@@ -35,6 +35,7 @@ from sealrun_protocol.init_data import InitData
 from simulators import simulated_share
 
 DIRECTORY = "/run/sealrun"
+CPUS = 4  # that it claims to have; the real ones are the host's, which it leaves alone
 DIGEST = "sha256:" + "5" * 64
 APPLETS = (
     "sh",
@@ -196,6 +197,7 @@ def main() -> None:
         shares=SharedTree(f"{DIRECTORY}/host", mount_shared),
         evidence=choice.evidence,
         record=choice.record,
+        take_added=lambda: CPUS,
     )
     serve(int(sys.argv[1]), machine)
     print("the agent has ended", file=sys.stderr)

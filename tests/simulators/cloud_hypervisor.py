@@ -12,13 +12,12 @@ gives the driver this program's path, and says that KVM is there, as Python argu
 Each request and answer is judged by the OpenAPI description, where that is at hand (openapi.py); a
 violation is answered with 500, so that whoever made it fails.
 
-Signals stand for what a guest does: SIGUSR1 resets the machine, SIGUSR2 is a panic that the pvpanic
-device reports. The environment variable SIMULATOR holds what else is wanted, words separated by
-blanks; CALL is a call's name as "vm.boot":
+SIGUSR1 stands for a guest that resets the machine. The environment variable SIMULATOR holds what else
+is wanted, words separated by blanks; CALL is a call's name as "vm.boot":
 
     hang=CALL  die=CALL  garble=CALL  refuse=CALL   never answer it; end instead; answer nonsense; 500
     version=V       the version to claim          features=F,G  what was built in
-    guest=none      boot a process that only sleeps
+    guest=none      boot a process that only sleeps         takes=MIB  of added memory, at most
     garble-event=E  events=N                      cut the event E short; tell each event N times
     trace=PATH      append every request to PATH as a line of JSON
 """
@@ -34,20 +33,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 sys.path[:0] = [str(_ROOT / room) for room in ("tests", "vmm", "guest-agent")]
 sys.path.append(str(_ROOT / f"build/venv/lib/{_VERSION}/site-packages"))
 
+from simulators import hypervisor_rules as rules  # noqa: E402
 from simulators import openapi  # noqa: E402
 from simulators.http_server import Answer, Request, Server  # noqa: E402
+from simulators.hypervisor_rules import Refusal  # noqa: E402
 from simulators.simulated_guest import Guest  # noqa: E402
 
 OPTIONS = {"--api-socket": 1, "--event-monitor": 1, "--seccomp": 1, "-v": 0}
 GETS = ("vmm.ping", "vm.info", "vm.counters")
-WITH_BODY = ("vm.create", "vm.add-net")
+WITH_BODY = ("vm.create", "vm.add-net", "vm.resize")
 DEVICES = "Error from device manager"
 TUNGETIFF = 0x800454D2  # linux/if_tun.h
 FAILURES = {
@@ -56,17 +57,10 @@ FAILURES = {
     "vm.pause": "The VM could not be paused",
     "vm.resume": "The VM could not resume",
     "vm.info": "The VM info is not available",
+    "vm.resize": "The VM could not be resized",
     "vm.shutdown": "The VM could not shutdown",
     "vm.add-net": "The network device could not be added to the VM",
 }
-
-
-class Refusal(Exception):
-    """status, then the chain of causes below "Error from API"."""
-
-    def __init__(self, status: int, *causes: str) -> None:
-        super().__init__(*causes)
-        self.status, self.causes = status, list(causes)
 
 
 def transition(verb: str, state: str) -> Refusal:
@@ -89,6 +83,7 @@ class Vmm:
         self.config: dict[str, Any] | None = None
         self.guest: Guest | None = None
         self.paused = self.half_booted = self.ended = False
+        self._cpus = self._requested = 0  # of the VM that runs; bytes of virtio-mem
         self.on_boot: Callable[[Guest], None] = lambda _guest: None
         self.on_end: Callable[[Guest], None] = lambda _guest: None
         self._switches, self._emit = switches, emit
@@ -122,7 +117,7 @@ class Vmm:
         if self.guest is not None:
             raise Refusal(500, "the simulator adds devices before the boot only")
         changed = {**wanted, "net": [*wanted.get("net", []), config]}
-        validate(changed)
+        rules.validate(changed)
         self._taps += descriptors
         self.config = changed
 
@@ -132,7 +127,7 @@ class Vmm:
         self._emit("vm", "booting")
         if self.config is None:
             raise Refusal(404, "VM config is missing")
-        validate(self.config)
+        rules.validate(self.config)
         self._boot(self.config)
         self._emit("vm", "booted")
 
@@ -157,7 +152,24 @@ class Vmm:
     def vm_info(self, _: Any, __: list[int]) -> Any:
         config = self._created()
         state = "Created" if self.guest is None else "Paused" if self.paused else "Running"
-        return {"config": config, "state": state, "memory_actual_size": config["memory"]["size"]}
+        taken = min(self._requested, int(self._switches.get("takes", "1000000")) << 20)
+        size = config["memory"]["size"] + taken
+        return {"config": config, "state": state, "memory_actual_size": size}
+
+    def vm_resize(self, wanted: Any, _: list[int]) -> None:
+        """CPUs first; what was done stays done where the memory is refused then."""
+        config = self._created()
+        if self.guest is None:
+            if cpus := wanted.get("desired_vcpus"):
+                config["cpus"]["boot_vcpus"] = cpus
+            config["memory"]["size"] = wanted.get("desired_ram") or config["memory"]["size"]
+            return
+        self._emit("vm", "resizing")
+        if (cpus := wanted.get("desired_vcpus")) is not None:
+            self._cpus = rules.resized_cpus(config["cpus"], cpus)
+        if (memory := wanted.get("desired_ram")) is not None:
+            self._requested = rules.resized_memory(config["memory"], memory, self._requested)
+        self._emit("vm", "resized")
 
     def vm_counters(self, _: Any, __: list[int]) -> Any:
         self._running()
@@ -208,10 +220,6 @@ class Vmm:
         if self.guest is not None:
             self.vm_reboot(None, [])
 
-    def panicked(self) -> None:
-        """What the guest's pvpanic driver tells."""
-        self._emit("guest", "panic", {"event": "panic"})
-
     # --- parts -----------------------------------------------------------------------------------
 
     def _created(self) -> dict[str, Any]:
@@ -252,6 +260,7 @@ class Vmm:
                     raise Refusal(500, f"Cannot open {member} file", "No such file or directory")
             shares = [share["socket"] for share in config.get("fs", [])]
             self.guest = Guest(path, shares, agent=self._switches.get("guest") != "none")
+            self._cpus, self._requested = config["cpus"]["boot_vcpus"], 0
         except OSError as error:
             self._unplug()
             raise Refusal(500, DEVICES, "Cannot create virtio-vsock backend", str(error)) from error
@@ -274,30 +283,6 @@ class Vmm:
             self._vsock = None
 
 
-def validate(config: dict[str, Any]) -> None:
-    """The rules of a VmConfig that are not in the OpenAPI description. Raises Refusal."""
-
-    def refuse(cause: str, status: int = 400) -> NoReturn:
-        raise Refusal(status, "Failed to validate config", cause)
-
-    if not config.get("payload", {}).get("kernel"):
-        refuse("Payload configuration is not bootable")
-    cpus = config.get("cpus", {"boot_vcpus": 1, "max_vcpus": 1})
-    if cpus["max_vcpus"] < cpus["boot_vcpus"]:
-        refuse("Max CPUs lower than boot CPUs")
-    if config.get("fs") and not config["memory"].get("shared"):
-        refuse("Using vhost-user requires using shared memory or huge pages")
-    if config.get("vsock", {"cid": 3})["cid"] in (0, 1, 2, 2**32 - 1):
-        refuse("Special CIDs are not allowed")
-    devices = [device for name in ("disks", "net", "fs") for device in config.get(name, [])]
-    names = [device.get("id", "") for device in [*devices, config.get("vsock", {})]]
-    for name in filter(None, names):
-        if name.startswith("_"):
-            refuse(f"Identifier {name} is invalid")
-        if names.count(name) > 1:
-            refuse(f"Identifier {name} is not unique", 409)
-
-
 class Program:
     """The loop around Vmm: its socket, its guest's end, its signals."""
 
@@ -311,7 +296,7 @@ class Program:
         Server(socket.socket(fileno=api), self._selector, self._handle)
         wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: None)
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._signalled(wakeup))
 
@@ -350,8 +335,6 @@ class Program:
         for number in os.read(wakeup, 64):
             if number == signal.SIGUSR1:
                 self._vmm.reset()
-            elif number == signal.SIGUSR2:
-                self._vmm.panicked()
             else:
                 self._vmm.vmm_shutdown(None, [])
 

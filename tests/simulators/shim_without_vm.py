@@ -4,7 +4,8 @@
     shim_without_vm.py --directory DIR --listen-fd N
 
 The guest's end of the channel is whoever connects to DIR/channel.sock. Killing the sleeping process
-is the VM's death. Nothing in the product selects this driver: it comes in as a Python argument.
+is the VM's death. It can become 4 CPUs and 1024 MiB; each size that it becomes is a line in DIR/sizes,
+and where there is a file DIR/unyielding it does not. Nothing in the product selects this driver: it comes in as a Python argument.
 """
 
 import os
@@ -21,6 +22,7 @@ from sealrun_runtime.shim.machine import Plan  # noqa: E402
 from sealrun_runtime.shim.main import main  # noqa: E402
 from sealrun_vmm.driver import DriverName, MachineExit  # noqa: E402
 from sealrun_vmm.errors import ChangeFailed, HostUnfit  # noqa: E402
+from sealrun_vmm.growth import Size  # noqa: E402
 from sealrun_vmm.process import Enlist, VmmProcess, spawn, unknown  # noqa: E402
 from sealrun_vmm.spec import Accelerator, Nic, Tee, VmSpec  # noqa: E402
 
@@ -53,12 +55,17 @@ class SleepingMachine:
         os.close(self._taps.pop(name))
         _note(f"-{name}")
 
+    async def resize(self, size: Size) -> None:
+        if os.path.exists("unyielding"):
+            raise ChangeFailed("it does not want to")
+        _note(f"{size.cpus} {size.memory_mib}", "sizes")
+
     async def stop(self) -> None:
         await self._process.kill()
 
 
-def _note(text: str) -> None:
-    with open("nics", "a") as file:
+def _note(text: str, name: str = "nics") -> None:
+    with open(name, "a") as file:
         file.write(f"{text}\n")
 
 
@@ -91,6 +98,8 @@ def plan(handover: Handover) -> Plan:
         accelerator=Accelerator.TCG,
         cpus=handover.config.vm.cpus,
         memory_mib=handover.config.vm.memory,
+        max_cpus=4,
+        max_memory_mib=1024,
         kernel="/none",
         initrd="/none",
         cmdline="",

@@ -74,6 +74,11 @@ class Guest:
                 os.kill(pid, number)
 
 
+def has_limits() -> bool:
+    """Whether a container's cgroup in it can have limits: here version 1 may have all controllers."""
+    return "pids" in (_groups() / "cgroup.subtree_control").read_text().split()
+
+
 def _groups() -> Path:
     """Where control groups of version 2 are."""
     unified = Path("/sys/fs/cgroup/unified")

@@ -9,7 +9,6 @@ import asyncio
 import dataclasses
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +23,23 @@ from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.spec import Accelerator, VmSpec
 from system.test_lifecycle import (  # noqa: F401 - they are collected here
     rootfs,
+    test_a_missing_program_is_named,
+    test_a_paused_container_stands_still,
     test_a_whole_life,
     test_delete_force_of_a_created_and_of_a_running_container,
+    test_kill_ends_a_program_by_name_and_number,
+    test_limits_are_changed_while_it_runs,
+    test_programs_are_executed_in_a_running_container,
     test_run_passes_stdio_and_the_exit_code,
+)
+from system.test_vm_life import (  # noqa: F401 - they are collected here
+    SETTINGS,
+    test_a_paused_container_whose_vmm_is_killed,
+    test_a_vm_is_as_large_as_its_container_is_allowed,
+    test_a_vm_that_hangs_does_not_hold_up_a_delete,
+    test_a_vm_that_hangs_is_ended,
+    test_the_vm_grows_and_shrinks_with_the_limits,
+    test_the_vmm_is_killed,
 )
 
 BINARY = shutil.which("cloud-hypervisor")
@@ -69,9 +82,8 @@ def test_in_a_machine_with_kvm(tmp_path: Path) -> None:
 def settings(operator_settings: Callable[[str], None]) -> None:
     """The driver is chosen by configuration alone."""
     bare = str(landlock.obstacle() is not None).lower()
-    operator_settings(
-        f'[vm]\ndriver = "cloud-hypervisor"\ncloud_hypervisor = "{BINARY}"\ninsecure_no_landlock = {bare}\n'
-    )
+    driver = f'driver = "cloud-hypervisor"\ncloud_hypervisor = "{BINARY}"\n'
+    operator_settings(f"{SETTINGS}{driver}insecure_no_landlock = {bare}\n")
 
 
 @pytest.fixture
@@ -150,15 +162,8 @@ def test_landlock_keeps_it_to_its_files(spec: VmSpec, tmp_path: Path, confined: 
     )
 
 
-def test_the_vmm_is_killed(runtime: oci.Runtime, make) -> None:
+def test_the_state_names_it(runtime: oci.Runtime, make) -> None:
     assert runtime.create(make("sleep 1000"), "c1").ok
     state = runtime.state("c1")
     assert state is not None
     assert state["annotations"]["io.sealrun.vmm"] == "cloud-hypervisor/kvm"
-    lines = (runtime.root / "c1/processes").read_text().splitlines()
-    (vmm,) = (int(line.split()[1]) for line in lines if line.startswith("vmm "))
-    os.kill(vmm, signal.SIGKILL)
-    state = runtime.wait_for("c1", "stopped")
-    reason = state["annotations"]["io.sealrun.exit-reason"]
-    assert "cloud-hypervisor ended with signal 9" in reason
-    assert not oci.alive(vmm)

@@ -5,6 +5,7 @@ Differences that are on purpose stand in `DIFFERENCES`, each with its reason.
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):
         return oci.bundle(tmp_path / name, rootfs, script, runtime.annotations, **process)
 
     return make_bundle
+
+
+def wait_for_output(path: Path, text: bytes, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in path.read_bytes():
+        assert time.monotonic() < deadline, path.read_bytes()
+        time.sleep(0.05)
 
 
 def test_a_whole_life(runtime: oci.Runtime, make) -> None:
@@ -148,6 +156,68 @@ def test_death_by_signal_is_128_plus_n(runtime: oci.Runtime, make) -> None:
     # Signal 9 from inside needs a child: the first process of a pid namespace is immune to itself.
     outcome = runtime("run", "--bundle", str(make("sh -c 'kill -9 $$'; exit $?")), "c1")
     assert outcome.status == 137
+
+
+COUNTING = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done"
+
+
+def test_programs_are_executed_in_a_running_container(runtime: oci.Runtime, make) -> None:
+    early = runtime("exec", "c1", "/bin/true")
+    assert not early.ok and "does not exist" in early.stderr
+    output = runtime.run(make("trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"))
+    wait_for_output(output, b"ready\n")
+    script = 'cat; echo to-stderr >&2; pwd; echo "$GREETING"; exit 42'
+    options = ("--cwd", "/bin", "--env", "GREETING=hello")
+    done = runtime("exec", *options, "c1", "/bin/sh", "-c", script, stdin=b"\x00\xff binary\n")
+    assert (done.status, done.stdout) == (42, b"\x00\xff binary\n/bin\nhello\n")
+    assert "to-stderr" in done.stderr
+    assert runtime("exec", "c1", "/bin/sh", "-c", "kill -9 $$").status == 137
+    missing = runtime("exec", "c1", "no-such-program")
+    assert not missing.ok and "no-such-program" in missing.stderr
+    assert runtime("exec", "c1", "/bin/sh", "-c", "kill -TERM 1").ok, "in its pid namespace"
+    runtime.wait_for("c1", "stopped")
+    late = runtime("exec", "c1", "/bin/true")
+    assert not late.ok and late.stderr.strip()
+
+
+def test_a_paused_container_stands_still(runtime: oci.Runtime, make) -> None:
+    output = runtime.run(make(COUNTING))
+    wait_for_output(output, b"3\n")
+    assert runtime("pause", "c1").ok
+    assert runtime.state("c1")["status"] == "paused"
+    again = runtime("pause", "c1")
+    assert not again.ok and again.stderr.strip()
+    time.sleep(1)  # what was on its way
+    before = output.read_bytes()
+    time.sleep(1)
+    assert output.read_bytes() == before
+    assert runtime("resume", "c1").ok
+    assert runtime.state("c1")["status"] == "running"
+    again = runtime("resume", "c1")
+    assert not again.ok and again.stderr.strip()
+    wait_for_output(output, b"\n%d\n" % (before.count(b"\n") + 3))
+    assert runtime("pause", "c1").ok
+    assert runtime("kill", "c1", "KILL").ok
+    runtime.wait_for("c1", "stopped")
+    assert runtime("delete", "c1").ok
+
+
+def test_limits_are_changed_while_it_runs(runtime: oci.Runtime, make) -> None:
+    output = runtime.run(make("echo ready; while :; do sleep 0.1; done"))
+    wait_for_output(output, b"ready\n")
+    forks = 'for i in 1 2 3 4 5 6 7 8; do sleep 0.5 & done; wait; echo "all"'
+    assert b"all" in runtime("exec", "c1", "/bin/sh", "-c", forks).stdout
+    changed = runtime("update", "--pids-limit", "5", "c1")
+    assert changed.ok is runtime.limits, changed.stderr
+    if runtime.limits:
+        done = runtime("exec", "c1", "/bin/sh", "-c", forks)
+        assert "fork" in done.stderr, done
+    nonsense = runtime("update", "--resources", str(output), "c1")
+    assert not nonsense.ok and nonsense.stderr.strip()
+    assert runtime.state("c1")["status"] == "running"
+    assert runtime("delete", "--force", "c1").ok
+    gone = runtime("update", "--pids-limit", "5", "c1")
+    assert not gone.ok and "does not exist" in gone.stderr
 
 
 def test_a_missing_program_is_named(runtime: oci.Runtime, make) -> None:

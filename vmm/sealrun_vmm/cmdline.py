@@ -16,6 +16,17 @@ _EMULATED = (
 )
 
 
+_GROWING = (
+    "memhp_default_state=online",  # memory that is added is used without anybody's asking
+    "memory_hotplug.online_policy=auto-movable",  # so that most of it can be taken away again
+)
+
+
 def base(accelerator: Accelerator) -> str:
     """The words that every guest gets."""
     return " ".join(_ALWAYS + (_EMULATED if accelerator is Accelerator.TCG else ()))
+
+
+def growing(words: str) -> str:
+    """The words of a guest whose memory can change while it runs."""
+    return " ".join((words, *_GROWING))

@@ -8,6 +8,7 @@ from enum import StrEnum
 from importlib import import_module
 from typing import Protocol
 
+from sealrun_vmm.growth import Size
 from sealrun_vmm.process import Enlist, unknown
 from sealrun_vmm.spec import Nic, VmSpec
 
@@ -28,7 +29,10 @@ class MachineExit:
 
 
 class Machine(Protocol):
-    """A VM that was launched. Its VMM process dies with the process that launched it."""
+    """A VM that was launched. Its VMM process dies with the process that launched it.
+
+    A VMM that does not answer a change, or not in its language, is lost: it is killed, which ends the
+    VM with the reason."""
 
     @property
     def pid(self) -> int:
@@ -44,6 +48,12 @@ class Machine(Protocol):
     async def remove_nic(self, name: str) -> None:
         """Take a network device out. Raises SpecRefused for one that the VM was born with, where the
         VMM cannot, VmmError."""
+
+    async def resize(self, size: Size) -> None:
+        """Make the VM as large as `size`, within what its VmSpec allows; one at a time. Where it
+        grows, returns when the guest has taken the memory; CPUs are only offered to it.
+
+        Raises SpecRefused, ChangeFailed."""
 
     async def stop(self) -> None:
         """End the VM now; returns when the VMM process is gone and reaped. Idempotent."""

@@ -57,6 +57,8 @@ class VmSpec:
     the sandbox's state directory (the VMM's working directory): a unix socket's path is short.
 
     cpus: virtual CPUs, >= 1. memory_mib: RAM in MiB.
+    max_cpus, max_memory_mib: what it can become while it runs (growth.py); 0, or no more than it has:
+    it cannot grow.
     channel: the unix socket on which the shim's ZeroMQ ROUTER listens before the VM starts.
     console: file that receives the serial console, kept for post-mortem.
     later_nics: how many more may be plugged in while the VM runs, where that takes preparation.
@@ -76,6 +78,8 @@ class VmSpec:
     kernel: str
     initrd: str
     cmdline: str
+    max_cpus: int = 0
+    max_memory_mib: int = 0
     channel: str = "channel.sock"
     console: str = "console.log"
     disks: tuple[Disk, ...] = ()

@@ -41,6 +41,8 @@ MODULES: Final = {
     "virtio-1": ("virtio_net",),
     "virtio-2": ("virtio_blk",),
     "virtio-4": ("virtio_rng",),
+    "virtio-5": ("virtio_balloon",),
+    "virtio-24": ("virtio_mem",),
     "virtio-26": ("virtiofs",),
     # loaded where the CPU says that the VM has such a TEE
     "tee-snp": ("sev_guest",),

@@ -86,7 +86,7 @@ def _file(path: str) -> bytes:
     where = "stdin" if path == "-" else path
     content = sys.stdin.buffer.read(bundle.CONFIG_BYTES) if path == "-" else bundle.read_file(path)
     try:
-        bundle.check_resources(content)
+        bundle.parse_resources(content)
     except InvalidRequest as error:
         raise InvalidRequest(f"cannot read {where}: {error.text}") from error
     return content
@@ -103,5 +103,5 @@ def _options(parsed: Parsed) -> bytes:
         except (ValueError, OverflowError) as error:
             raise UsageError(f"option --{option} does not take {text}") from error
     content = json.dumps(resources).encode()
-    bundle.check_resources(content)
+    bundle.parse_resources(content)
     return content

@@ -2,17 +2,23 @@
 shares with it."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from sealrun_vmm import cmdline
 from sealrun_vmm.assets import GuestImage
 from sealrun_vmm.driver import Machine
-from sealrun_vmm.spec import Accelerator, VmSpec
+from sealrun_vmm.growth import Size
+from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 from sealrun_vmm.tee.launch import Launch
 
 from sealrun_runtime import machine
+from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.machine import Plan, Tenant
+from sealrun_runtime.settings import VmSettings
 from sealrun_runtime.shim import shared_tree
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.shared_tree import SharedTree
@@ -45,19 +51,58 @@ def plan(handover: Handover) -> Plan:
     """What this machine boots for the sandbox. Raises HostUnfit, SpecRefused."""
     tenant = Tenant(handover.init_data_digest, handover.accepted_tees)
     planned = machine.plan(handover.id, handover.config, handover.guest_image, tenant)
-    return planned._replace(spec=_for_sandbox(handover, planned.spec))
+    return planned._replace(spec=_for_sandbox(handover, planned.spec, host_size()))
+
+
+def host_size() -> Size:
+    """This machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return Size(os.cpu_count() or 1, memory)
 
 
 def vm_spec(
-    handover: Handover, image: GuestImage, accelerator: Accelerator, launch: Launch
+    handover: Handover, image: GuestImage, accelerator: Accelerator, launch: Launch, host: Size
 ) -> VmSpec:
-    """The VM of a sandbox. Pure: the same arguments, the same VM. Raises SpecRefused."""
+    """The VM of a sandbox on a machine of the size `host`. Pure: the same arguments, the same VM.
+
+    Raises SpecRefused."""
     spec = machine.vm_spec(handover.id, handover.config, image, accelerator, launch)
-    return _for_sandbox(handover, spec)
+    return _for_sandbox(handover, spec, host)
 
 
-def _for_sandbox(handover: Handover, spec: VmSpec) -> VmSpec:
+def size_for(settings: VmSettings, demands: Iterable[Demand], most: Size) -> Size:
+    """What a VM has to be for all its containers, but no more than `most`: what is configured, and
+    on top of it all that their memory limits allow; as many CPUs as their quotas fill."""
+    demands = tuple(demands)
+    time = sum(one.quota / one.period for one in demands)
+    memory = settings.memory + sum(one.memory_mib for one in demands)
+    cpus = max(settings.cpus, math.ceil(round(time, 6)))
+    return Size(min(cpus, most.cpus), min(memory, most.memory_mib))
+
+
+def _for_sandbox(handover: Handover, spec: VmSpec, host: Size) -> VmSpec:
     """Raises SpecRefused."""
-    return dataclasses.replace(
+    spec = dataclasses.replace(
         spec, shares=shared_tree.device(handover, spec.tee), later_nics=LATER_NICS
+    )
+    # What a TEE measures must be predictable from the settings.
+    return spec if spec.tee is not Tee.NONE else _sized(handover, spec, host)
+
+
+def _sized(handover: Handover, spec: VmSpec, host: Size) -> VmSpec:
+    """As large as its container's limits make it, and able to grow."""
+    settings = handover.config.vm
+    most = Size(
+        max(settings.cpus, settings.max_cpus or host.cpus),
+        max(settings.memory, settings.max_memory or host.memory_mib),
+    )
+    size = size_for(settings, (handover.container.demand,), most)
+    grows = most.memory_mib > size.memory_mib
+    return dataclasses.replace(
+        spec,
+        cpus=size.cpus,
+        memory_mib=size.memory_mib,
+        max_cpus=most.cpus,
+        max_memory_mib=most.memory_mib,
+        cmdline=cmdline.growing(spec.cmdline) if grows else spec.cmdline,
     )

@@ -13,6 +13,7 @@ from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.messages import HostMessage, ProtocolViolation
 
 from sealrun_runtime import sharing
+from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import agent, request, state
 from sealrun_runtime.shim.agent import Agent, Silence
@@ -75,6 +76,13 @@ class Surroundings(Protocol):
     async def ready(self) -> None:
         """Return when the guest takes containers. Raises ShimError."""
 
+    def check(self, member: "Member", demand: Demand) -> None:
+        """Raises HostUnfit where the VM cannot become what the container is to be given."""
+
+    async def hold(self, member: "Member", demand: Demand | None) -> None:
+        """Make the VM large enough for a container that wants so much (None: that is there no more),
+        and for the others. Raises ShimError."""
+
     def fail(self, error: ShimError) -> None:
         """End the sandbox."""
 
@@ -114,7 +122,13 @@ class Member:
         self._executions = Executions(
             handover.id, sandbox.agent, sandbox.send, sandbox.spawn, self._join_cgroup
         )
-        self._steering = Steering(self._container, sandbox.agent, self._executions)
+        self._steering = Steering(
+            self._container,
+            sandbox.agent,
+            self._executions,
+            self._resize,
+            handover.container.demand,
+        )
         self._progress: Progress | None = None
 
     @property
@@ -215,6 +229,11 @@ class Member:
         """Raises ShimError."""
         return await self._steering.carry_out(verb, argument)
 
+    async def _resize(self, demand: Demand, *, strict: bool) -> None:
+        if strict:
+            self._sandbox.check(self, demand)
+        await self._sandbox.hold(self, demand)
+
     async def kill(self, signal: int, *, everything: bool) -> None:
         """Raises ShimError."""
         self._container.expect(*LIVE)
@@ -260,6 +279,7 @@ class Member:
         if self._container.ending:
             raise WrongState("the container was deleted meanwhile")
         await self._share(given)
+        await self._sandbox.hold(self, self.handover.container.demand)
         self._in_guest = True
         done = await self._sandbox.agent.request(
             lambda number: request.create_container(

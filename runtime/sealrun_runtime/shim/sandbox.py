@@ -10,6 +10,7 @@ first that tells what it shall be like, and no more are let in once the infra co
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -18,6 +19,7 @@ from sealrun_protocol import messages
 from sealrun_protocol.messages import HostMessage, ProtocolViolation
 
 from sealrun_runtime import handover as handing
+from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import endpoints, placement
 from sealrun_runtime.shim.agent import Agent
@@ -210,6 +212,8 @@ class Sandbox:
     async def _retire(self, member: Member) -> None:
         """It is over, and the sandbox goes on."""
         await member.dismiss()
+        with contextlib.suppress(ShimError):
+            await self._vm.hold(member.id, None)
         if member.cgroup is not self._cgroup:
             _remove(member.cgroup)
         member.gone.set()
@@ -306,6 +310,14 @@ class Sandbox:
     async def ready(self) -> None:
         """See member.Surroundings."""
         await self._vm.ready()
+
+    def check(self, member: Member, demand: Demand) -> None:
+        """See member.Surroundings."""
+        self._vm.check(member.id, demand)
+
+    async def hold(self, member: Member, demand: Demand | None) -> None:
+        """See member.Surroundings."""
+        await self._vm.hold(member.id, demand)
 
     def lose(self, member: Member, error: ShimError) -> None:
         """See member.Surroundings."""

@@ -1,7 +1,7 @@
 """Requests about a container that lives: signals, pausing, limits, figures."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from sealrun_protocol import messages
@@ -9,6 +9,9 @@ from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.evidence import NONCE_BYTES
 from sealrun_protocol.messages import HostMessage
 
+from sealrun_runtime import bundle
+from sealrun_runtime.demand import Demand
+from sealrun_runtime.errors import InvalidRequest
 from sealrun_runtime.shim import agent
 from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.container import LIVE, Container
@@ -29,11 +32,28 @@ class _GuestProcess(msgspec.Struct, frozen=True):
     command: str
 
 
+class Resize(Protocol):
+    """Make the VM large enough for the container. strict: refuse what no VM of this kind can be.
+
+    Raises ShimError."""
+
+    async def __call__(self, demand: Demand, *, strict: bool) -> None: ...
+
+
 class Steering:
     """Event loop only."""
 
-    def __init__(self, container: Container, guest: Agent, executions: Executions) -> None:
+    def __init__(
+        self,
+        container: Container,
+        guest: Agent,
+        executions: Executions,
+        resize: Resize,
+        demand: Demand,
+    ) -> None:
+        """demand: what the container's limits let it use now."""
         self._container, self._agent, self._executions = container, guest, executions
+        self._resize, self._demand = resize, demand
 
     async def signal(self, number: int, *, everything: bool, seconds: float) -> None:
         """Raises Silence, WrongState where it does not run any more, GuestFailed."""
@@ -66,10 +86,7 @@ class Steering:
                 here.resumed()
             case "update":
                 here.expect(*LIVE)
-                resources = argument.encode("utf-8", "surrogateescape")
-                await self._ask(
-                    lambda n: messages.UpdateContainer(id=n, container=here.id, resources=resources)
-                )
+                await self._update(argument.encode("utf-8", "surrogateescape"))
             case "ps":
                 return await self._processes()
             case "stats":
@@ -81,6 +98,20 @@ class Steering:
             case _:
                 raise Misuse("not a request")
         return ""
+
+    async def _update(self, resources: bytes) -> None:
+        """The VM grows before its container may, and shrinks after it."""
+        here, before = self._container, self._demand
+        try:
+            after = before.changed(bundle.parse_resources(resources))
+        except InvalidRequest as error:
+            raise Misuse(error.text) from error
+        await self._resize(before.larger(after), strict=True)
+        await self._ask(
+            lambda n: messages.UpdateContainer(id=n, container=here.id, resources=resources)
+        )
+        self._demand = after
+        await self._resize(after, strict=False)
 
     async def _processes(self) -> str:
         here = self._container

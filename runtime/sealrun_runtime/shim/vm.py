@@ -8,7 +8,9 @@ from sealrun_protocol import messages
 from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 from sealrun_protocol.messages import GuestMessage, ProtocolViolation
 from sealrun_vmm.driver import Machine
+from sealrun_vmm.errors import VmmError
 
+from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.machine import ENCRYPTED
 from sealrun_runtime.shim import (
@@ -29,6 +31,7 @@ from sealrun_runtime.shim.errors import (
     guest_failed,
     wire_text,
 )
+from sealrun_runtime.shim.growth import Growth
 from sealrun_runtime.shim.log import guest as log_guest
 from sealrun_runtime.shim.machine import Launched
 from sealrun_runtime.shim.network import Network
@@ -70,6 +73,7 @@ class Vm:
         self._launched: Launched | None = None
         self._channel: Channel | None = None
         self._relay: Relay | None = None
+        self._growth: Growth | None = None
         self.agent = Agent(self.send)
         self.network: Network | None = None
         self.streams = Streams(self)
@@ -93,6 +97,13 @@ class Vm:
             log_guest,
         )
         self.network = Network(self.agent, launched.machine, launched.network)
+        self._growth = Growth(
+            launched.machine,
+            spec,
+            handover.config.vm,
+            self.agent,
+            {handover.id: handover.container.demand},
+        )
         self._owner.spawn(self._watch(launched.machine))
         for attendant in launched.attendants:
             self._owner.spawn(self._watch_attendant(attendant))
@@ -138,6 +149,21 @@ class Vm:
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # a create may never come to ask
+
+    def check(self, container: str, demand: Demand) -> None:
+        """Raises HostUnfit where the VM cannot become what a container is to be given."""
+        if self._growth is not None:
+            self._growth.check(container, demand)
+
+    async def hold(self, container: str, demand: Demand | None) -> None:
+        """Make the VM large enough for a container, and for the others. Raises ShimError."""
+        if self._growth is None:
+            return
+        try:
+            await self._growth.hold(container, demand)
+        except VmmError as error:
+            text = f"cannot resize the VM: {error}"
+            raise VmmFailed(text, remedy=error.remedy) from error
 
     async def take_down(self) -> None:
         """Return when nothing of it is left."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sealrun_runtime import bundle
 from sealrun_runtime.errors import InvalidRequest
+from sealrun_runtime.oci_config import Memory
 
 EXAMPLES = Path(__file__).parents[3] / "../shared/reference/examples"
 
@@ -319,7 +320,8 @@ def test_a_process_that_stands_for_itself() -> None:
 
 
 def test_resources_that_stand_for_themselves() -> None:
-    bundle.check_resources(b'{"memory":{"limit":1,"swap":-1},"cpu":{"quota":5},"pids":{}}')
+    text = b'{"memory":{"limit":1,"swap":-1},"cpu":{"quota":5},"pids":{}}'
+    assert bundle.parse_resources(text).memory == Memory(limit=1, swap=-1)
     for content in (b"", b"[]", b'{"memory":{"limit":"1"}}', b'{"cpu":{"shares":-1}}', b'{"x":1}'):
         with pytest.raises(InvalidRequest):
-            bundle.check_resources(content)
+            bundle.parse_resources(content)

@@ -29,8 +29,16 @@ SPECS = {
     "plain-kvm": dataclasses.replace(
         PLAIN, accelerator=Accelerator.KVM, cmdline=cmdline.base(Accelerator.KVM)
     ),
+    "growing": dataclasses.replace(
+        PLAIN,
+        max_cpus=4,
+        max_memory_mib=4100,
+        cmdline=cmdline.growing(PLAIN.cmdline),
+    ),
     "everything": dataclasses.replace(
         PLAIN,
+        max_cpus=4,
+        max_memory_mib=4100,
         disks=(
             Disk(path="/var/lib/a,b.img", serial="scratch", readonly=False),
             Disk(path="/var/lib/c.img", serial="layer", readonly=True),

@@ -63,14 +63,24 @@ def test_one_connection_for_all_calls() -> None:
     async def ask(api: Api) -> None:
         await api.create({"payload": {}})
         await api.boot()
-        await api.pause()
-        await api.resume()
+        await api.resize(cpus=2)
+        await api.resize(memory=5)
         await api.shut_down()
 
     _, sent = talk([OK] * 5, ask)
     calls = re.findall(rb"PUT /api/v1/(\S+) HTTP", sent)
-    assert calls == [b"vm.create", b"vm.boot", b"vm.pause", b"vm.resume", b"vmm.shutdown"]
+    assert calls == [b"vm.create", b"vm.boot", b"vm.resize", b"vm.resize", b"vmm.shutdown"]
     assert b'Content-Length: 14\r\n\r\n{"payload":{}}PUT' in sent
+    assert b'\r\n\r\n{"desired_vcpus":2}PUT' in sent
+    assert b'\r\n\r\n{"desired_ram":5}PUT' in sent
+
+
+def test_the_guests_memory() -> None:
+    memory, sent = talk([with_body(b'{"memory_actual_size":7,"state":"Running"}')], Api.memory)
+    assert (memory, sent[:20]) == (7, b"GET /api/v1/vm.info ")
+    for nonsense in (b"{}", b'{"memory_actual_size":"7"}', b"["):
+        with pytest.raises(ApiError, match=r"gave an answer to vm\.info that cannot be read"):
+            talk([with_body(nonsense)], Api.memory)
 
 
 def test_an_open_file_goes_with_the_request() -> None:

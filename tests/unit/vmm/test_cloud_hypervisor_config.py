@@ -27,6 +27,9 @@ PLAIN = VmSpec(
 )
 EVERYTHING = dataclasses.replace(
     PLAIN,
+    max_cpus=4,
+    max_memory_mib=4100,
+    cmdline=cmdline.growing(PLAIN.cmdline),
     disks=(
         Disk(path="/var/lib/a,b.img", serial="scratch", readonly=False),
         Disk(path="/var/lib/c.img", serial="layer", readonly=True),

@@ -10,108 +10,22 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from fixtures.simulated_hypervisor import BUSY, SIMULATOR, running, send, stop
 from sealrun_vmm import kvm
 from sealrun_vmm.cloud_hypervisor import landlock
-from sealrun_vmm.cloud_hypervisor.api import ApiError
 from sealrun_vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from sealrun_vmm.cloud_hypervisor.machine import STOP_SECONDS, CloudHypervisorMachine
 from sealrun_vmm.driver import DriverName, MachineExit, load
-from sealrun_vmm.errors import HostUnfit, LaunchFailed, SpecRefused, VmmError
-from sealrun_vmm.spec import Accelerator, Disk, Nic, VmSpec
-
-SIMULATOR = str(Path(__file__).parents[2] / "simulators/cloud_hypervisor.py")
-SECONDS = 20.0
-BUSY = 5.0  # what a bound may be exceeded by on a loaded machine
-
-
-@pytest.fixture
-def spec(tmp_path: Path) -> VmSpec:
-    # The smallest thing that has a bzImage's magic.
-    (tmp_path / "vmlinuz").write_bytes(bytes(0x202) + b"HdrS")
-    (tmp_path / "initrd").touch()
-    return VmSpec(
-        name="web",
-        accelerator=Accelerator.KVM,
-        cpus=1,
-        memory_mib=256,
-        kernel=str(tmp_path / "vmlinuz"),
-        initrd=str(tmp_path / "initrd"),
-        cmdline="quiet",
-    )
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> str:
-    (tmp_path / "sandbox").mkdir()
-    return str(tmp_path / "sandbox")
-
-
-Use = Callable[[CloudHypervisorMachine], Awaitable[None]]
-
-
-@pytest.fixture
-def boot(spec: VmSpec, directory: str, monkeypatch: pytest.MonkeyPatch):
-    """boot(use, switches): launch, use the machine, and its end; nothing may be left."""
-
-    def run(use: Use | None = None, switches: str = "", **changes: object) -> MachineExit:
-        monkeypatch.setenv("SIMULATOR", f"guest=none {switches}")
-        launch_seconds = float(changes.pop("launch_seconds", SECONDS))  # type: ignore[arg-type]
-        driver = CloudHypervisorDriver(
-            SIMULATOR, kvm_obstacle=lambda: None, launch_seconds=launch_seconds
-        )
-        changed = dataclasses.replace(spec, landlock=landlock.obstacle() is None, **changes)
-
-        async def main() -> MachineExit:
-            machine = await driver.launch(changed, directory)
-            try:
-                if use is not None:
-                    await use(machine)
-                return await asyncio.wait_for(machine.wait(), SECONDS)
-            finally:
-                await machine.stop()
-
-        before = set(os.listdir("/proc/self/fd"))
-        try:
-            return asyncio.run(main())
-        finally:
-            assert set(os.listdir("/proc/self/fd")) == before
-            # The guest's processes, which only the simulator has, die by a signal of the kernel's.
-            wait_until(lambda: not running(directory))
-
-    return run
-
-
-def running(directory: str) -> list[str]:
-    """Processes that work in `directory`."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/cwd") == directory:
-                found.append(Path(f"/proc/{pid}/cmdline").read_text())
-    return found
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BUSY
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def send(number: int) -> Use:
-    async def use(machine: CloudHypervisorMachine) -> None:
-        os.kill(machine.pid, number)
-
-    return use
-
-
-async def stop(machine: CloudHypervisorMachine) -> None:
-    await machine.stop()
-
+from sealrun_vmm.errors import (
+    HostUnfit,
+    LaunchFailed,
+    SpecRefused,
+    VmmError,
+)
+from sealrun_vmm.spec import Disk, Nic, VmSpec
 
 # --- ends ----------------------------------------------------------------------------------------
 
@@ -164,11 +78,6 @@ def test_the_guest_panics_and_says_why(boot, directory: str) -> None:
 
     ended = boot(use)
     assert ended.reason == ("the guest failed: Kernel panic - not syncing: Attempted to kill init!")
-
-
-def test_the_guest_panics_by_pvpanic(boot) -> None:
-    ended = boot(send(signal.SIGUSR2))
-    assert ended == MachineExit(orderly=False, reason="the guest failed: its kernel panicked")
 
 
 def test_it_gives_up_with_status_0(boot, directory: str) -> None:
@@ -322,21 +231,6 @@ def test_something_else_than_a_tap(boot) -> None:
         nic = Nic(tap_fd=nothing.fileno(), mac="02:00:00:00:00:01", mtu=1500)
         with pytest.raises(LaunchFailed, match=r"refused vm.boot: .*Using existing tap: "):
             boot(nics=(nic,))
-
-
-def test_pause_and_resume(boot) -> None:
-    async def use(machine: CloudHypervisorMachine) -> None:
-        children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text()
-        stat = Path(f"/proc/{int(children)}/stat")
-        await machine.pause()
-        wait_until(lambda: stat.read_text().split()[2] == "T")
-        with pytest.raises(ApiError, match=r"^refused vm.pause: "):
-            await machine.pause()
-        await machine.resume()
-        wait_until(lambda: stat.read_text().split()[2] != "T")
-        await machine.stop()
-
-    assert boot(use).orderly
 
 
 def test_the_guests_way_to_the_shim(boot, directory: str) -> None:

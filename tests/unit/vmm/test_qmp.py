@@ -113,7 +113,7 @@ def test_events_and_other_noise_are_passed_over() -> None:
     def noisy(request: dict[str, Any]) -> bytes:
         event = b'{"event": "RTC_CHANGE", "data": {"offset": 0}}\r\n'
         stale = json.dumps({"return": {}, "id": request["id"] - 1}).encode() + b"\r\n"
-        return event * 300 + b"no JSON\r\n[]\r\n" + stale + ok(request) + event
+        return event * 300 + b"{}\r\n" + stale + ok(request) + event
 
     async def work() -> None:
         async with qemu(noisy) as vmm:

@@ -22,11 +22,21 @@ class ApiError(Exception):
     """A call that failed. The text ends a sentence that names Cloud Hypervisor as its subject."""
 
 
+class Refused(ApiError):
+    """It was answered, with the reason. Any other failure leaves nobody to talk to."""
+
+
 class _Ping(msgspec.Struct, frozen=True):
     """Of what it answers, what a Build holds."""
 
     version: str
     features: frozenset[str] = frozenset()
+
+
+class _Info(msgspec.Struct, frozen=True):
+    """Of what it tells of the VM, what is looked at."""
+
+    memory_actual_size: int
 
 
 class Api:
@@ -70,13 +80,20 @@ class Api:
         """Start the VM."""
         await self._call("PUT", "vm.boot")
 
-    async def pause(self) -> None:
-        """Stop all virtual CPUs."""
-        await self._call("PUT", "vm.pause")
+    async def resize(self, *, cpus: int | None = None, memory: int | None = None) -> None:
+        """Make the running VM so large; None: leave it, since memory that is asked for twice is
+        refused. memory: bytes, what the VM was booted with and a multiple of 2 MiB."""
+        wanted = {"desired_vcpus": cpus, "desired_ram": memory}
+        changes = {name: value for name, value in wanted.items() if value is not None}
+        await self._call("PUT", "vm.resize", changes)
 
-    async def resume(self) -> None:
-        """Let them run again."""
-        await self._call("PUT", "vm.resume")
+    async def memory(self) -> int:
+        """Bytes that the guest has, without what it has not taken yet of what was added."""
+        body = await self._call("GET", "vm.info")
+        try:
+            return msgspec.json.decode(body, type=_Info).memory_actual_size
+        except msgspec.DecodeError as error:
+            raise ApiError("gave an answer to vm.info that cannot be read") from error
 
     async def shut_down(self) -> None:
         """End the VM and the VMM."""
@@ -98,7 +115,7 @@ class Api:
         except OSError as error:
             raise ApiError(f"gave no answer to {name}: {error.strerror}") from error
         if answer.status not in _OK:
-            raise ApiError(f"refused {name}: {_chain(answer)}")
+            raise Refused(f"refused {name}: {_chain(answer)}")
         return answer.body
 
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from sealrun_protocol.messages import CHANNEL_VSOCK_PORT
 
+from sealrun_vmm import growth
 from sealrun_vmm.cloud_hypervisor import confidential
 from sealrun_vmm.errors import SpecRefused
-from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, VmSpec
+from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
 
 VSOCK: Final = "vsock.sock"
 GUEST_SOCKET: Final = f"{VSOCK}_{CHANNEL_VSOCK_PORT}"  # where the VMM connects the agent to
@@ -40,9 +41,12 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
             remedy="set vm.driver to qemu in sealrun.toml",
         )
     config: dict[str, Any] = {
-        "cpus": {"boot_vcpus": spec.cpus, "max_vcpus": spec.cpus, "nested": False},
-        # virtiofsd maps the guest's memory
-        "memory": {"size": spec.memory_mib * _MIB, "shared": bool(spec.shares)},
+        "cpus": {
+            "boot_vcpus": spec.cpus,
+            "max_vcpus": growth.largest(spec).cpus,
+            "nested": False,
+        },
+        "memory": _memory(spec),
         "payload": confidential.payload(spec),
         "rng": {"src": "/dev/urandom"},
         "console": {"mode": "Off"},
@@ -55,11 +59,22 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
         "landlock_enable": spec.landlock,
         **confidential.members(spec),
     }
+    if spec.tee is Tee.NONE:
+        # It never takes memory; by it the guest gives back what it does not use.
+        config["balloon"] = {"id": "balloon", "size": 0, "free_page_reporting": True}
     if spec.disks:
         config["disks"] = _numbered(_disk, spec.disks)
     if spec.shares:
         config["fs"] = _numbered(_share, spec.shares)
     return config
+
+
+def _memory(spec: VmSpec) -> dict[str, Any]:
+    # virtiofsd maps the guest's memory
+    memory: dict[str, Any] = {"size": spec.memory_mib * _MIB, "shared": bool(spec.shares)}
+    if room := growth.room_mib(spec):
+        memory |= {"hotplug_method": "VirtioMem", "hotplug_size": room * _MIB}
+    return memory
 
 
 def net_config(name: str, nic: Nic) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class CloudHypervisorDriver:
                 ours.pop_all()
         except OSError as error:
             raise LaunchFailed(f"cannot start {PROGRAM}: {error.strerror}") from error
-        return CloudHypervisorMachine(running, Api(endpoint), events, directory, spec.console)
+        return CloudHypervisorMachine(running, Api(endpoint), events, directory, spec)
 
 
 async def _boot(api: Api, spec: VmSpec) -> None:

@@ -7,37 +7,42 @@ is lost then, so that counts as the end, and the VMM is killed before the guest 
 
 import asyncio
 import os
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, TypeVar
 
-from sealrun_vmm import guest, process
+from sealrun_vmm import growth, guest, process
 from sealrun_vmm.cloud_hypervisor import config
-from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
+from sealrun_vmm.cloud_hypervisor.api import Api, ApiError, Refused
 from sealrun_vmm.cloud_hypervisor.events import Event, Monitor
 from sealrun_vmm.cloud_hypervisor.program import PROGRAM
 from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.errors import ChangeFailed
-from sealrun_vmm.spec import Nic
+from sealrun_vmm.growth import Size
+from sealrun_vmm.spec import Nic, VmSpec
 
 LOG: Final = "vmm.log"
 STOP_SECONDS: Final = 2.0  # that an orderly end may take
+ANSWER_SECONDS: Final = 10.0  # for a call while the guest runs
 
 _ERROR_MARK: Final = " ERROR:"
+_MIB: Final = 1 << 20
+_Result = TypeVar("_Result")
 
 
 class CloudHypervisorMachine:
     """Implements `sealrun_vmm.driver.Machine`. Made by the driver; event loop only."""
 
     def __init__(
-        self, running: process.VmmProcess, api: Api, events: int, directory: str, console: str
+        self, running: process.VmmProcess, api: Api, events: int, directory: str, spec: VmSpec
     ) -> None:
-        """events: the reading end of the event monitor's pipe, not blocking; closed by the machine.
-        console: the file in `directory` that gets the guest's serial console."""
+        """events: the reading end of the event monitor's pipe, not blocking; closed by the machine."""
         self.api = api
         self.end: MachineExit | None = None
         """Why the VM ends, once that is known, which may be before its process is gone."""
         self._process = running
         self._log = os.path.join(directory, LOG)
-        self._console = os.path.join(directory, console)
+        self._console = os.path.join(directory, spec.console)
+        self._spec, self._cpus, self._added = spec, spec.cpus, 0
         self._killing: asyncio.Task[None] | None = None
         self._monitor = Monitor(events, self._happened, self._garbled)
 
@@ -56,6 +61,37 @@ class CloudHypervisorMachine:
             self.end = self._explain(status)
         return self.end
 
+    async def resize(self, size: Size) -> None:
+        """See Machine."""
+        added = growth.added_mib(self._spec, size)
+        if size.cpus > self._cpus:
+            await self._ask(self.api.resize(cpus=size.cpus))
+            self._cpus = size.cpus
+        if added != self._added:
+            memory = (self._spec.memory_mib + added) * _MIB
+            await self._ask(self.api.resize(memory=memory))
+            self._added = added
+        if added:
+            await growth.wait_for(self._taken, added)
+
+    async def _taken(self) -> int:
+        """MiB of what was added that the guest uses."""
+        return await self._ask(self.api.memory()) // _MIB - self._spec.memory_mib
+
+    async def _ask(self, call: Awaitable[_Result]) -> _Result:
+        """The answer to a call, in bounded time, or the end of a VMM that gives none. Raises
+        ChangeFailed."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await call
+        except Refused as error:
+            raise ChangeFailed(f"{PROGRAM} {error}") from error
+        except (ApiError, TimeoutError) as error:
+            told = f"did not answer {self.api.under_way} in {ANSWER_SECONDS:g} s"
+            text = f"{PROGRAM} {error if isinstance(error, ApiError) else told}"
+            self._kill(MachineExit(orderly=False, reason=text))
+            raise ChangeFailed(text) from error
+
     async def stop(self) -> None:
         """End the VM now: in order, or by SIGKILL where that takes more than STOP_SECONDS."""
         if self.end is None:
@@ -71,26 +107,12 @@ class CloudHypervisorMachine:
         await self.wait()
 
     async def add_nic(self, name: str, nic: Nic) -> None:
-        """Plug in a network device. Raises ChangeFailed."""
-        try:
-            await self.api.add_net(config.net_config(name, nic), nic.tap_fd)
-        except ApiError as error:
-            raise ChangeFailed(f"{PROGRAM} {error}") from error
+        """See Machine."""
+        await self._ask(self.api.add_net(config.net_config(name, nic), nic.tap_fd))
 
     async def remove_nic(self, name: str) -> None:
-        """Take a network device out. Raises ChangeFailed."""
-        try:
-            await self.api.remove_device(name)
-        except ApiError as error:
-            raise ChangeFailed(f"{PROGRAM} {error}") from error
-
-    async def pause(self) -> None:
-        """Stop the guest's virtual CPUs. Raises ApiError."""
-        await self.api.pause()
-
-    async def resume(self) -> None:
-        """Let them run again. Raises ApiError."""
-        await self.api.resume()
+        """See Machine."""
+        await self._ask(self.api.remove_device(name))
 
     def last_words(self) -> str:
         """The line of the VMM's log that best tells why it ended: the last one about an error, else
@@ -100,11 +122,9 @@ class CloudHypervisorMachine:
         return (errors or lines or [""])[-1]
 
     def _happened(self, event: Event) -> None:
-        match event.source, event.event:
-            case "vm", "rebooting":
-                self._kill(self._guest_failed("it reset itself"))
-            case "guest", "panic":
-                self._kill(self._guest_failed("its kernel panicked"))
+        # A kernel that panics resets, by its command line.
+        if (event.source, event.event) == ("vm", "rebooting"):
+            self._kill(self._guest_failed("it reset itself"))
 
     def _garbled(self) -> None:
         self._kill(

@@ -8,9 +8,11 @@ import os
 
 from sealrun_protocol.messages import CHANNEL_PORT_NAME
 
+from sealrun_vmm import growth
 from sealrun_vmm.qemu import confidential
 from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
 
+GROWTH = "growth"  # the virtio-mem device, and its memory
 NO_CONTROL = -1
 TRANSLATION_CACHE_MIB = 128  # of TCG; QEMU's default is an eighth of the host's memory
 
@@ -30,6 +32,7 @@ def arguments(binary: str, spec: VmSpec, control: int = NO_CONTROL) -> list[str]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     command += ["-sandbox", _SANDBOX]
     command += _machine(spec)
+    command += _growth(spec)
     command += confidential.arguments(spec)
     command += ["-kernel", _file(spec.kernel), "-initrd", _file(spec.initrd)]
     command += ["-append", spec.cmdline]
@@ -53,7 +56,10 @@ def arguments(binary: str, spec: VmSpec, control: int = NO_CONTROL) -> list[str]
 
 def _machine(spec: VmSpec) -> list[str]:
     machine = _MACHINE + confidential.machine_options(spec)
-    memory = ["-m", f"{spec.memory_mib}M"]
+    size = f"{spec.memory_mib}M"
+    if room := growth.room_mib(spec):
+        size += f",maxmem={spec.memory_mib + room}M"
+    memory = ["-m", size]
     # virtiofsd maps the guest's memory; of an SNP guest's, KVM takes the private part away.
     if spec.shares or spec.tee is Tee.SNP:
         machine += ",memory-backend=ram"
@@ -63,7 +69,23 @@ def _machine(spec: VmSpec) -> list[str]:
     else:
         cache = f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"
         execution = ["-accel", cache, "-cpu", _EMULATED_CPU]
-    return ["-machine", machine, *execution, "-smp", str(spec.cpus), *memory]
+    cpus = str(spec.cpus)
+    if spec.max_cpus > spec.cpus:
+        cpus += f",maxcpus={spec.max_cpus}"
+    return ["-machine", machine, *execution, "-smp", cpus, *memory]
+
+
+def _growth(spec: VmSpec) -> list[str]:
+    """What it takes to make the VM larger, and to get back what it does not use."""
+    words = []
+    if spec.tee is Tee.NONE:
+        words += ["-device", f"virtio-balloon-pci,free-page-reporting=on,{_MODERN}"]
+    if room := growth.room_mib(spec):
+        kind = "memory-backend-memfd,share=on" if spec.shares else "memory-backend-ram"
+        words += ["-object", f"{kind},id={GROWTH},size={room}M,reserve=off"]
+        device = f"virtio-mem-pci,memdev={GROWTH},id={GROWTH},requested-size=0,{_MODERN}"
+        words += ["-device", device]
+    return words
 
 
 def _channel(spec: VmSpec) -> list[str]:

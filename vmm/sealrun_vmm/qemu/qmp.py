@@ -6,7 +6,6 @@ whatever it says is read, so that nothing piles up in QEMU.
 """
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Mapping
 from typing import Any, Final
@@ -21,6 +20,24 @@ ANSWER_SECONDS: Final = 20.0
 _READ_BYTES: Final = 1 << 16
 
 
+class _Refusal(msgspec.Struct, frozen=True):
+    desc: str = ""
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """A greeting, an event, or an answer."""
+
+    id: int = 0
+    result: Any = msgspec.field(name="return", default=None)
+    error: _Refusal | None = None
+    event: str = ""
+    data: dict[str, Any] = {}
+
+
+class Lost(ChangeFailed):
+    """QEMU does not answer, or not in its language: nothing can be asked of it any more."""
+
+
 class Qmp:
     """The connection to one QEMU. Event loop only."""
 
@@ -29,7 +46,7 @@ class Qmp:
         self._endpoint = endpoint
         self._turn = asyncio.Lock()
         self._buffer = bytearray()
-        self._answer: asyncio.Future[dict[str, Any]] | None = None
+        self._answer: asyncio.Future[_Message] | None = None
         self._deleted: dict[str, asyncio.Future[None]] = {}
         self._negotiated = False
         self._number = 0  # of the last command: an answer that comes too late is known by it
@@ -43,14 +60,15 @@ class Qmp:
 
     async def execute(
         self, command: str, arguments: Mapping[str, object], descriptor: int = -1
-    ) -> None:
-        """Carry out one command. descriptor: an open file that goes with it. Raises ChangeFailed."""
+    ) -> Any:
+        """Carry out one command; its result. descriptor: an open file that goes with it. Raises
+        ChangeFailed, Lost."""
         async with self._turn:
             if not self._negotiated:
                 asyncio.get_running_loop().add_reader(self._endpoint.fileno(), self._readable)
                 await self._ask("qmp_capabilities", {}, -1)
                 self._negotiated = True
-            await self._ask(command, arguments, descriptor)
+            return await self._ask(command, arguments, descriptor)
 
     async def unplug(self, device: str) -> None:
         """Take a device out, which the guest has to agree to. Raises ChangeFailed."""
@@ -64,7 +82,7 @@ class Qmp:
         finally:
             del self._deleted[device]
 
-    async def _ask(self, command: str, arguments: Mapping[str, object], descriptor: int) -> None:
+    async def _ask(self, command: str, arguments: Mapping[str, object], descriptor: int) -> Any:
         self._number += 1
         request = {"execute": command, "arguments": arguments, "id": self._number}
         line = msgspec.json.encode(request) + b"\n"
@@ -77,14 +95,14 @@ class Qmp:
                 await asyncio.get_running_loop().sock_sendall(self._endpoint, line[sent:])
                 said = await answer
         except TimeoutError as error:
-            raise ChangeFailed(f"qemu did not answer {command}") from error
+            raise Lost(f"qemu did not answer {command} in {ANSWER_SECONDS:g} s") from error
         except OSError as error:
-            raise ChangeFailed(f"cannot ask qemu for {command}: {error.strerror}") from error
+            raise Lost(f"cannot ask qemu for {command}: {error.strerror}") from error
         finally:
             self._answer = None
-        if "error" in said:
-            words = printable(str(said["error"].get("desc", "")))
-            raise ChangeFailed(f"qemu refused {command}: {words}")
+        if said.error is not None:
+            raise ChangeFailed(f"qemu refused {command}: {printable(said.error.desc)}")
+        return said.result
 
     def _readable(self) -> None:
         try:
@@ -101,19 +119,21 @@ class Qmp:
         *lines, rest = self._buffer.split(b"\n")
         self._buffer = rest
         for line in lines:
-            with contextlib.suppress(msgspec.DecodeError):
-                self._said(msgspec.json.decode(line, type=dict[str, Any]))
+            try:
+                self._said(msgspec.json.decode(line, type=_Message))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._fail("qemu says what cannot be read")
 
-    def _said(self, message: dict[str, Any]) -> None:
-        if message.get("event") == "DEVICE_DELETED":
-            gone = self._deleted.get(str(message.get("data", {}).get("device")))
+    def _said(self, message: _Message) -> None:
+        if message.event == "DEVICE_DELETED":
+            gone = self._deleted.get(str(message.data.get("device")))
             if gone is not None and not gone.done():
                 gone.set_result(None)
-        elif message.get("id") == self._number and self._answer and not self._answer.done():
+        elif message.id == self._number and self._answer and not self._answer.done():
             self._answer.set_result(message)
 
     def _fail(self, why: str) -> None:
         for waiting in (self._answer, *self._deleted.values()):
             if waiting is not None and not waiting.done():
-                waiting.set_exception(ChangeFailed(f"cannot change the VM: {why}"))
+                waiting.set_exception(Lost(f"cannot change the VM: {why}"))
                 waiting.exception()  # it may be that nobody waits for it

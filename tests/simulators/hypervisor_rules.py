@@ -1,0 +1,64 @@
+"""What Cloud Hypervisor makes of what it is given, beyond its OpenAPI description."""
+
+from typing import Any, NoReturn
+
+
+class Refusal(Exception):
+    """status, then the chain of causes below "Error from API"."""
+
+    def __init__(self, status: int, *causes: str) -> None:
+        super().__init__(*causes)
+        self.status, self.causes = status, list(causes)
+
+
+def resized_cpus(config: dict[str, int], wanted: int) -> int:
+    """The CPUs that the VM has then. Raises Refusal."""
+    if wanted > config["max_vcpus"]:
+        raise Refusal(500, "CPU manager error", "Requested vCPUs exceed maximum")
+    return wanted
+
+
+def resized_memory(config: dict[str, Any], wanted: int, requested: int) -> int:
+    """The bytes of virtio-mem that the guest is to have then. Raises Refusal."""
+
+    def refuse(cause: str) -> NoReturn:
+        raise Refusal(500, "Memory manager error", cause)
+
+    added = wanted - config["size"]
+    if config.get("hotplug_method") != "VirtioMem":
+        if added > 0:
+            refuse("Insufficient hotplug RAM")
+        return 0
+    if added < 0:
+        refuse("Resizing below the boot size")
+    if added == requested:
+        refuse("Failed to update virtio configuration: new size and requested_size are identical")
+    if added > config["hotplug_size"] or added % (2 << 20):
+        refuse("Failed to update virtio configuration: too large, or not aligned")
+    return added
+
+
+def validate(config: dict[str, Any]) -> None:
+    """The rules of a VmConfig that are not in the OpenAPI description. Raises Refusal."""
+
+    def refuse(cause: str, status: int = 400) -> NoReturn:
+        raise Refusal(status, "Failed to validate config", cause)
+
+    if not config.get("payload", {}).get("kernel"):
+        refuse("Payload configuration is not bootable")
+    cpus = config.get("cpus", {"boot_vcpus": 1, "max_vcpus": 1})
+    if config.get("balloon", {"size": 0})["size"] >= config["memory"]["size"]:
+        refuse("Balloon too big")
+    if cpus["max_vcpus"] < cpus["boot_vcpus"]:
+        refuse("Max CPUs lower than boot CPUs")
+    if config.get("fs") and not config["memory"].get("shared"):
+        refuse("Using vhost-user requires using shared memory or huge pages")
+    if config.get("vsock", {"cid": 3})["cid"] in (0, 1, 2, 2**32 - 1):
+        refuse("Special CIDs are not allowed")
+    devices = [device for name in ("disks", "net", "fs") for device in config.get(name, [])]
+    names = [device.get("id", "") for device in [*devices, config.get("vsock", {})]]
+    for name in filter(None, names):
+        if name.startswith("_"):
+            refuse(f"Identifier {name} is invalid")
+        if names.count(name) > 1:
+            refuse(f"Identifier {name} is not unique", 409)
