@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from component import test_sandbox_on_simulator as alone
 from component.test_sandbox_on_simulator import processes, wait_until
-from fixtures import oci, pods
+from fixtures import netns, oci, pods
 from sealrun_protocol import init_data
 
 pytestmark = pytest.mark.root
@@ -22,12 +22,15 @@ FOREVER = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"
 
 @pytest.fixture
 def make(runtime: oci.Runtime, tmp_path: Path) -> Iterator[Callable[..., pods.Pod]]:
-    """make(engine): a pod of which nothing exists yet."""
+    """make(engine): a pod of which nothing exists yet, but its network where CRI makes one."""
+    with netns.empty() as network:
 
-    def pod(engine: pods.Engine, **members: object) -> pods.Pod:
-        return pods.Pod(runtime, engine, tmp_path, tmp_path, **members)
+        def pod(engine: pods.Engine, **members: object) -> pods.Pod:
+            if engine in (pods.CRIO, pods.CONTAINERD):
+                members["network"] = network.path
+            return pods.Pod(runtime, engine, tmp_path, tmp_path, **members)
 
-    yield pod
+        yield pod
 
 
 @pytest.fixture(params=pods.ENGINES, ids=lambda engine: engine.name)
@@ -352,6 +355,18 @@ def test_a_container_that_stands_alone_is_no_pod(podman: pods.Pod) -> None:
     assert "that one stands alone, in a VM of its own" in failed.stderr
     assert podman.runtime.state("a") is None
     assert podman.runtime("delete", "--force", "alone").ok
+    assert_gone(podman)
+
+
+def test_a_pod_has_one_network(podman: pods.Pod) -> None:
+    podman.up()
+    podman.run("a", "sleep 1000")
+    podman.share = ("ipc", "uts")
+    failed = podman.create("b", "true")
+    assert failed.status == 1
+    assert "the containers of a pod have one network, that of its VM" in failed.stderr
+    for name in ("a", "pod"):
+        assert podman.runtime("delete", "--force", name).ok
     assert_gone(podman)
 
 

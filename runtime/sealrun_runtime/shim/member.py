@@ -146,12 +146,6 @@ class Member:
         """Whether its program has ended."""
         return self._container.ending
 
-    @property
-    def stand_in(self) -> int:
-        """The pid of its stand-in; 0 before `create`."""
-        process = self._container.process
-        return process.pid if process is not None else 0
-
     def note(self, name: str, value: str) -> None:
         """Add an annotation to the state documents that follow."""
         self._container.note(name, value)

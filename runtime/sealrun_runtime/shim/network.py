@@ -56,6 +56,19 @@ def has_own_network(handover: Handover) -> bool:
     return _path(handover) == ""
 
 
+def is_network_of(handover: Handover, other: Handover, pid: int) -> bool:
+    """Whether a container's network namespace is that of another one, whose stand-in is `pid` (0 where
+    it has none yet, or none any more)."""
+    wanted = _path(handover)
+    theirs = f"/proc/{pid}/ns/net" if os.path.exists(f"/proc/{pid}/ns/net") else _path(other)
+    if not wanted or not theirs:
+        return False
+    try:
+        return os.path.samefile(wanted, theirs)
+    except OSError:
+        return False
+
+
 def _path(handover: Handover) -> str | None:
     """Of the network namespace in config.json: empty for a new one, None for none at all."""
     spaces = handover.container.namespaces

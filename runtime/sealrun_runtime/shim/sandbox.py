@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
+from typing import Final
 
 import msgspec
 from sealrun_protocol import messages
@@ -37,7 +38,7 @@ from sealrun_runtime.shim.infra import Infra
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.machine import Launched
 from sealrun_runtime.shim.member import Member
-from sealrun_runtime.shim.network import has_own_network
+from sealrun_runtime.shim.network import has_own_network, is_network_of
 from sealrun_runtime.shim.process import Descriptors
 from sealrun_runtime.shim.seat import ASKED_SECONDS, Seat
 from sealrun_runtime.shim.server import Progress, Server
@@ -46,6 +47,8 @@ from sealrun_runtime.shim.state import Status
 from sealrun_runtime.shim.streams import Streams
 from sealrun_runtime.shim.vm import Vm
 from sealrun_runtime.store import Directory
+
+SHARE: Final = "let the pod share its network (podman pod create --share net,...)"
 
 Launcher = Callable[[Handover], Awaitable[Launched]]
 """Raises ShimError."""
@@ -60,7 +63,9 @@ class Sandbox:
     ) -> None:
         """handover: of the container that the sandbox was made for. cgroup: the one that this process
         is in. empty: no container ever came."""
-        self._handover, self._cgroup, self._launcher = handover, cgroup, launcher
+        self._founder = self._handover = handover
+        self._founder_pid = 0  # of its stand-in
+        self._cgroup, self._launcher = cgroup, launcher
         self._vm = Vm(self)
         self.failure: ShimError | None = None
         self.empty = True
@@ -76,8 +81,9 @@ class Sandbox:
     # --- life ------------------------------------------------------------------------------------
 
     def boot(self, launched: Launched) -> None:
-        """The VM was launched."""
+        """The VM was launched. Raises HostFailed, HostUnfit."""
         self._vm.listen(launched, self._handover)
+        self._adopt_network()
 
     def admit(
         self,
@@ -178,6 +184,8 @@ class Sandbox:
             raise PodClosed("the sandbox takes no container any more")
         if self._infra_ended:
             raise PodClosed("the pod has ended")
+        if not self.empty and not is_network_of(handover, self._founder, self._founder_pid):
+            raise Refused("the containers of a pod have one network, that of its VM", remedy=SHARE)
         if handover.id in self._seats:
             raise WrongState(f"container {handover.id} is in the sandbox already")
         if self._vm.launched or self._launching is not None:
@@ -196,13 +204,18 @@ class Sandbox:
     async def _launch(self, handover: Handover) -> None:
         self._handover = handover
         try:
-            launched = await self._launcher(handover)
+            self.boot(await self._launcher(handover))
         except ShimError as error:
             self.fail(error)
             return
-        self.boot(launched)
         for member in self._members():
             self._vm.allow(endpoints.allowed(member.handover))
+
+    def _adopt_network(self) -> None:
+        """Where the founder's stand-in made the network namespace itself. Raises HostFailed,
+        HostUnfit."""
+        if self._vm.network is not None and self._founder_pid and has_own_network(self._founder):
+            self._vm.network.adopt(self._founder_pid)
 
     async def _expect_somebody(self) -> None:
         await asyncio.sleep(ASKED_SECONDS)
@@ -228,7 +241,9 @@ class Sandbox:
         """See server.Requests."""
         try:
             member = self._member(container)
-            self._adopt_network(pid)
+            if container == self._founder.id:
+                self._founder_pid = pid
+                self._adopt_network()
         except ShimError:
             given.close()
             raise
@@ -237,16 +252,9 @@ class Sandbox:
     async def start(self, container: str) -> None:
         """See server.Requests."""
         member = self._member(container)
-        if self._vm.network is not None:
-            if member.stand_in:  # the VM may be younger
-                self._adopt_network(member.stand_in)
+        if self._vm.network is not None and not member.handover.idle:
             await self._vm.network.follow()
         await member.start()
-
-    def _adopt_network(self, pid: int) -> None:
-        """Raises HostFailed, HostUnfit."""
-        if self._vm.network is not None and has_own_network(self._handover):
-            self._vm.network.adopt(pid)
 
     async def execute(
         self, container: str, name: str, pid: int, given: Descriptors, config: bytes
