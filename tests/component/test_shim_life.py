@@ -418,7 +418,7 @@ def test_delete_while_the_vm_goes_is_ok(shim: Shim, guest: Guest) -> None:
         shim.gone()  # it was faster
 
 
-@pytest.mark.parametrize("tee", ["snp", "tdx"])
+@pytest.mark.parametrize("tee", ["snp", "tdx", "tpm"])
 def test_a_vmm_that_starts_an_unprotected_vm_is_found_out(tmp_path: Path, tee: str) -> None:
     with running(tmp_path, annotations={"test.tee": tee}) as shim, shim.guest() as guest:
         request = shim.create()

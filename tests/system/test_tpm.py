@@ -13,11 +13,12 @@ import pytest
 from fixtures import oci, traces
 from fixtures import podman as podmans
 from fixtures import workload as workloads
+from sealrun_protocol.init_data import decode_annotation
 
 pytestmark = [pytest.mark.vm, pytest.mark.tpm, pytest.mark.podman, pytest.mark.root]
 
 PCRS = "/sys/class/tpm/tpm0/pcr-sha256"
-SHOW = f"for n in $(seq 0 9); do cat {PCRS}/$n; done; echo end; sleep 1000"
+SHOW = f"for n in $(seq 0 13); do cat {PCRS}/$n; done; echo end; sleep 1000"
 CONTAINER = "tpm-container-one"
 UNTOUCHED = "0" * 64
 
@@ -82,14 +83,16 @@ def test_the_firmware_measured_what_it_booted(runtime: oci.Runtime, pcrs: dict[i
     assert {0, 1, 2, 3, 4, 5, 6, 7, 9} <= measured
 
 
-def test_measure_says_what_the_vm_measured(runtime: oci.Runtime, pcrs: dict[int, str]) -> None:
-    """The same VmSpec, booted and computed."""
-    measured = json.loads(runtime("measure", "--format", "json").stdout)
-    expected = {
-        int(name.removeprefix("tpm_pcr")): value["accepted"]
-        for name, value in measured["values"].items()
-    }
-    assert set(expected) == {2, 3, 4, 5, 6, 7, 9}
+def test_measure_says_what_the_vm_measured(
+    runtime: oci.Runtime, pcrs: dict[int, str], tmp_path: Path
+) -> None:
+    """The same VmSpec, booted and computed; the init-data is put into PCR 8 by the agent."""
+    annotation = runtime.annotations["io.sealrun.init-data"]
+    (tmp_path / "init-data.toml").write_bytes(decode_annotation(annotation))
+    options = ("--init-data", str(tmp_path / "init-data.toml"), "--format", "broker")
+    measured = json.loads(runtime("measure", *options).stdout)
+    expected = {int(name.removeprefix("tpm_pcr")): value for name, value in measured.items()}
+    assert set(expected) == {2, 3, 4, 5, 6, 7, 8, 9}
     assert {number: [pcrs[number]] for number in expected} == expected
 
 

@@ -4,6 +4,8 @@ The same settings, the same guest image, the same function from them to the VM; 
 nor a VMM, so that it can run where the image was built.
 """
 
+import binascii
+import dataclasses
 import json
 import sys
 from typing import Any, Final
@@ -12,17 +14,20 @@ from sealrun_protocol import limits
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import VmmError
 from sealrun_vmm.measurement import report
-from sealrun_vmm.measurement.report import Measurement
+from sealrun_vmm.measurement.report import Measurement, Value
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec
+from sealrun_vmm.tee import tpm, tpm_state
 
 from sealrun_runtime import config, installation, machine
 from sealrun_runtime.arguments import Invocation, Parsed, parse
 from sealrun_runtime.errors import HostError, InvalidRequest, UsageError, cause
 from sealrun_runtime.machine import Tenant
+from sealrun_runtime.settings import Config, VmSettings
 
 USAGE = (
     "measure [--tee snp|tdx|tpm] [--driver qemu|cloud-hypervisor] [--accelerator kvm|tcg]"
-    " [--cpus N] [--memory MIB] [--init-data FILE] [--format text|json|broker|trustee]"
+    " [--cpus N] [--memory MIB] [--init-data FILE] [--attestation-key]"
+    " [--format text|json|broker|trustee]"
 )
 
 OPTIONS: Final = {
@@ -32,6 +37,7 @@ OPTIONS: Final = {
     "cpus": "cpus=",
     "memory": "memory=",
     "init-data": "init-data=",
+    "attestation-key": "attestation-key",
     "format": "format=",
 }
 _FORMATS: Final = ("text", "json", "broker", "trustee")
@@ -47,8 +53,11 @@ def run(_invocation: Invocation, arguments: list[str]) -> int:
         raise UsageError(f"invalid format {form}: it is {', '.join(_FORMATS)}")
     tenant = _tenant(parsed.value("init-data"))
     try:
-        driver, spec = _spec(parsed, tenant)
+        settings = _settings(parsed)
+        driver, spec = _spec(parsed, settings, tenant)
         measurement = report.measure(spec, driver, tenant.digest)
+        if parsed.flag("attestation-key"):
+            measurement = _with_key(measurement, settings.vm)
     except VmmError as error:
         raise HostError(f"cannot measure: {error}", remedy=error.remedy) from error
     shown = {
@@ -61,14 +70,18 @@ def run(_invocation: Invocation, arguments: list[str]) -> int:
     return 0
 
 
-def _spec(parsed: Parsed, tenant: Tenant) -> tuple[DriverName, VmSpec]:
-    """What would be booted. Raises VmmError, ConfigError, InvalidRequest."""
+def _settings(parsed: Parsed) -> Config:
+    """Raises ConfigError, InvalidRequest."""
     annotations = {
         "io.sealrun.cpus": parsed.value("cpus"),
         "io.sealrun.memory": parsed.value("memory"),
     }
     given = {name: value for name, value in annotations.items() if value}
-    settings = config.build(config.resolve(config.files(), given))
+    return config.build(config.resolve(config.files(), given))
+
+
+def _spec(parsed: Parsed, settings: Config, tenant: Tenant) -> tuple[DriverName, VmSpec]:
+    """What would be booted. Raises VmmError."""
     image = settings.guest.image or installation.guest_image()
     tee = _one_of(parsed.value("tee", settings.tee), Tee, "tee") if parsed.value("tee") else None
     driver = parsed.value("driver")
@@ -105,6 +118,23 @@ def _tenant(path: str) -> Tenant:
     except init_data.InitDataInvalid as error:
         raise InvalidRequest(f"cannot use {path}: {error}") from error
     return Tenant(parsed.digest, parsed.attestation.tees)
+
+
+def _with_key(measurement: Measurement, settings: VmSettings) -> Measurement:
+    """And the key that signs what this host's TPMs say: unlike all else, it is this host's. Raises
+    UsageError, VmmError."""
+    if measurement.tee is not Tee.TPM:
+        raise UsageError(
+            "--attestation-key is for --tee tpm: other TEEs have a key of their maker's"
+        )
+    program = tpm.emulator(settings.swtpm)
+    key = tpm_state.attestation_key(program, tpm_state.make(program, settings.tpm_state))
+    value = Value(
+        "trusted_aks",
+        (binascii.b2a_base64(key, newline=False).decode(),),
+        f"the attestation key of this host's TPMs ({settings.tpm_state})",
+    )
+    return dataclasses.replace(measurement, values=(*measurement.values, value))
 
 
 def _document(driver: DriverName, spec: VmSpec, measurement: Measurement) -> str:

@@ -9,10 +9,10 @@ from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 from sealrun_protocol.messages import GuestMessage, ProtocolViolation
 from sealrun_vmm.driver import Machine
 from sealrun_vmm.errors import VmmError
+from sealrun_vmm.spec import Tee
 
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.machine import ENCRYPTED
 from sealrun_runtime.shim import (
     agent,
     console,
@@ -226,7 +226,8 @@ class Vm:
         deceives nobody but this host."""
         assert self._launched is not None
         tee = self._launched.spec.tee
-        if tee not in ENCRYPTED or found == tee.value:
+        # What the guest cannot use it tells itself, when it is configured.
+        if tee is Tee.NONE or found in (tee.value, "unusable"):
             return None
         text = f"boot: the VM was to have {tee}, and its guest finds {wire_text(found)}"
         return GuestFailed(

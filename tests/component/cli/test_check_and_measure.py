@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from fixtures import cli
 from fixtures import firmware as firmwares
 from sealrun_vmm.measurement import igvm, vmsa
@@ -230,6 +232,23 @@ def test_tpm(world: cli.World, settings: Write, tmp_path: Path) -> None:
     assert bound["values"] == values
     emulated = measure(world, "--tee", "tpm", "--accelerator", "kvm")["values"]
     assert {name for name in values if emulated[name] != values[name]} == {"tpm_pcr09"}
+
+
+def test_the_attestation_key_is_the_hosts(
+    world: cli.World, settings: Write, tmp_path: Path
+) -> None:
+    """Made once, and then the same; another host has another."""
+    settings(firmware=str(tmp_path / "fw"), tpm_state=str(tmp_path / "tpm"))
+    found = [measure(world, "--tee", "tpm", "--attestation-key")["values"] for _ in range(2)]
+    keys = [values["trusted_aks"]["accepted"] for values in found]
+    assert keys[0] == keys[1]
+    settings(firmware=str(tmp_path / "fw"), tpm_state=str(tmp_path / "other"))
+    other = measure(world, "--tee", "tpm", "--attestation-key")["values"]
+    assert other["trusted_aks"]["accepted"] != keys[0]
+    loaded = serialization.load_der_public_key(base64.b64decode(keys[0][0]))
+    assert isinstance(loaded, rsa.RSAPublicKey)
+    refused = world("measure", "--tee", "snp", "--driver", "qemu", "--attestation-key")
+    assert "--attestation-key is for --tee tpm" in refused.stderr
 
 
 def test_host_data_is_shown_where_there_is_init_data(

@@ -11,13 +11,18 @@ import socket
 import struct
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from typing import Final
+
+from sealrun_protocol import tpm2
 
 from sealrun_vmm.errors import HostUnfit
 from sealrun_vmm.process import printable
 
 FILE: Final = "tpm2-00.permall"  # swtpm's name for it
 _SECONDS: Final = 30.0
+_ANSWER_BYTES: Final = 4096
+_REMEDY: Final = "look whether swtpm works, or set vm.tpm_state in sealrun.toml"
 
 # Trusted Platform Module Library, part 2 and 3
 _SESSIONS: Final = 0x8002
@@ -45,10 +50,8 @@ def make(program: str, directory: str) -> str:
             with contextlib.suppress(FileExistsError):
                 os.link(os.path.join(place, FILE), path)
     except (OSError, subprocess.SubprocessError, struct.error) as error:
-        words = (error.strerror if isinstance(error, OSError) else "") or printable(str(error))
         raise HostUnfit(
-            f"cannot make the state of a TPM in {directory}: {words}",
-            remedy="look whether swtpm works, or set vm.tpm_state in sealrun.toml",
+            f"cannot make the state of a TPM in {directory}: {_words(error)}", remedy=_REMEDY
         ) from error
     return path
 
@@ -63,15 +66,45 @@ def copy(state: str, directory: str, user: int) -> None:
         os.chown(owned, user, user)
 
 
+def attestation_key(program: str, state: str) -> bytes:
+    """The public attestation key of every TPM that starts from `state`, as DER (SubjectPublicKeyInfo).
+
+    Raises HostUnfit."""
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            shutil.copyfile(state, os.path.join(place, FILE))
+            with _emulator(program, place) as endpoint:
+                endpoint.sendall(tpm2.create_attestation_key())
+                return tpm2.created(endpoint.recv(_ANSWER_BYTES)).public
+    except (OSError, subprocess.SubprocessError, tpm2.TpmError) as error:
+        raise HostUnfit(
+            f"cannot get the attestation key of {state}: {_words(error)}", remedy=_REMEDY
+        ) from error
+
+
 def _manufacture(program: str, place: str) -> None:
     """Raises OSError, SubprocessError, struct.error."""
+    # One bank, since each costs the firmware a hash over all that it measures.
+    selection = b"".join(
+        struct.pack(">HB3s", bank, 3, b"\xff" * 3 if bank == _SHA256 else bytes(3))
+        for bank in (_SHA1, _SHA256, _SHA384, _SHA512)
+    )
+    session = struct.pack(">II", _PLATFORM, len(_PASSWORD)) + _PASSWORD
+    with _emulator(program, place) as endpoint:
+        _ask(endpoint, _SESSIONS, _PCR_ALLOCATE, session + struct.pack(">I", 4) + selection)
+        _ask(endpoint, _NO_SESSIONS, _SHUTDOWN, bytes(2))
+
+
+@contextlib.contextmanager
+def _emulator(program: str, place: str) -> Iterator[socket.socket]:
+    """A TPM that was switched on, with its state in `place`; it ends with the block. Raises OSError,
+    SubprocessError."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_SECONDS)
         command = [program, "socket", "--tpm2", "--tpmstate", "dir=.", "--flags", "startup-clear"]
-        command += ["--fd", str(theirs.fileno())]
         process = subprocess.Popen(
-            command,
+            [*command, "--fd", str(theirs.fileno())],
             cwd=place,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -80,14 +113,7 @@ def _manufacture(program: str, place: str) -> None:
         )
         try:
             theirs.close()
-            # One bank, since each costs the firmware a hash over all that it measures.
-            selection = b"".join(
-                struct.pack(">HB3s", bank, 3, b"\xff" * 3 if bank == _SHA256 else bytes(3))
-                for bank in (_SHA1, _SHA256, _SHA384, _SHA512)
-            )
-            session = struct.pack(">II", _PLATFORM, len(_PASSWORD)) + _PASSWORD
-            _ask(ours, _SESSIONS, _PCR_ALLOCATE, session + struct.pack(">I", 4) + selection)
-            _ask(ours, _NO_SESSIONS, _SHUTDOWN, bytes(2))
+            yield ours
             ours.close()
             process.wait(_SECONDS)
         finally:
@@ -98,6 +124,10 @@ def _manufacture(program: str, place: str) -> None:
 def _ask(tpm: socket.socket, tag: int, code: int, body: bytes) -> None:
     """One command that must succeed. Raises OSError, struct.error."""
     tpm.sendall(_HEADER.pack(tag, _HEADER.size + len(body), code) + body)
-    _, _, result = _HEADER.unpack_from(tpm.recv(4096))
+    _, _, result = _HEADER.unpack_from(tpm.recv(_ANSWER_BYTES))
     if result != 0:
         raise OSError(0, f"it answers command {code:#x} with {result:#x}")
+
+
+def _words(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else "") or printable(str(error))
