@@ -205,6 +205,8 @@ class Service:
                 self._configure_network(network, answer)
             case messages.CreateContainer():
                 self._create(request, answer)
+            case messages.RefreshFiles(container=name, files=files):
+                self._container(name).refresh(files, answer)
             case messages.StartContainer(container=name):
                 self._container(name).start(answer)
             case messages.ExecProcess():

@@ -10,6 +10,7 @@ Order of a life::
     host:  ConfigureSandbox           guest: Done | Failed
     host:  ConfigureNetwork           guest: Done | Failed     (where there is one; again on changes)
     host:  CreateContainer            guest: Progress*, OpenTunnel*, then Done | Failed
+    host:  RefreshFiles               guest: Done | Failed
     host:  StartContainer             guest: Done | Failed
     both:  StreamData, StreamCredit, StreamEnd, StreamReset
     host:  ExecProcess                guest: Done | Failed (the program runs, or could not)
@@ -119,6 +120,14 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     terminal: bool = False
     rows: int = 0
     columns: int = 0
+
+
+class RefreshFiles(Request, frozen=True, kw_only=True):
+    """The originals of files that CreateContainer brought copies of have another content now (engines
+    write hosts and resolv.conf when a network comes or goes): the copies get it. files: as there."""
+
+    container: str
+    files: dict[int, File]
 
 
 class StartContainer(Request, frozen=True, kw_only=True):
@@ -333,6 +342,7 @@ HostMessage = (
     ConfigureSandbox
     | ConfigureNetwork
     | CreateContainer
+    | RefreshFiles
     | StartContainer
     | ExecProcess
     | ResizeTerminal

@@ -198,8 +198,11 @@ def test_containers_meet_as_their_networks_say(
     assert "mtu 1400" in said
     assert "default via 10.147.2.1 dev eth1" in said
     assert b"served" in _ask((re.findall(r"inet (10\.147\.2\.[0-9]+)/24", said)[0], 80))
+    _wait_for(podman, client, "cat /etc/resolv.conf", "nameserver 10.147.2.1")
+    _wait_for(podman, client, "cat /etc/hosts", "10.147.2.")
     assert podman("network", "disconnect", TWO, client).status == 0
     _wait_for(podman, client, "busybox ip link show eth1 2>&1", "can't find device")
+    assert "10.147.2." not in podman("exec", client, "cat", "/etc/resolv.conf").stdout.decode()
     assert _fetch(podman, client, "http://www/") == "served", "the first network is untouched"
 
 

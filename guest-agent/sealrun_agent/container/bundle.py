@@ -9,7 +9,7 @@ from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.messages import File
 
 from sealrun_agent.container.cgroup import path_of
-from sealrun_agent.container.runtime_spec import Resources
+from sealrun_agent.container.runtime_spec import Resources, refused
 from sealrun_agent.container.spec import Accepted, Places, render
 from sealrun_agent.errors import StartError
 
@@ -59,6 +59,23 @@ def write_bundle(
             ErrorCode.RUNTIME_FAILED, f"cannot write the container's bundle: {error.strerror}"
         ) from error
     return bundle
+
+
+def refresh_files(bundle: Bundle, files: dict[str, File]) -> None:
+    """Give copies another content, in place: the container has them bound.
+
+    Raises StartError(SPEC_REFUSED) where there is no such copy, StartError(RUNTIME_FAILED)."""
+    for name, file in files.items():
+        try:
+            flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW
+            with open(os.open(f"{bundle.directory}/files/{name}", flags), "wb") as stream:
+                stream.write(file.content)
+        except FileNotFoundError:
+            raise refused(f"mounts[{name}]", "there is no copy of its file") from None
+        except OSError as error:
+            raise StartError(
+                ErrorCode.RUNTIME_FAILED, f"cannot write the copy of a file: {error.strerror}"
+            ) from error
 
 
 def write_resources(bundle: Bundle, resources: Resources) -> str:

@@ -163,6 +163,15 @@ class Container:
 
         self._inspect("update", update, answer)
 
+    def refresh(self, files: dict[int, messages.File], answer: Answer) -> None:
+        """Copies of the host's files get another content."""
+
+        def refresh() -> Success:
+            bundle.refresh_files(self._existing().bundle, spec.check_files(files))
+            return DONE
+
+        self._inspect("refresh the files of", refresh, answer)
+
     def list_processes(self, answer: Answer, *, show_commands: bool) -> None:
         """Answer with a document; commands are left empty unless they may be shown."""
         self._inspect(

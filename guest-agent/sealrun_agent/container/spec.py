@@ -79,7 +79,7 @@ def accept(request: messages.CreateContainer) -> Accepted:
     check_for_c("", spec)
     return Accepted(
         spec,
-        _checked(request.files),
+        check_files(request.files),
         tuple(mount.destination for mount in mounts if mount.source.startswith(f"{SHARE}/")),
         linux.network_sysctl,
     )
@@ -127,7 +127,8 @@ def _accept_hooks(given: Hooks) -> Hooks | None:
     return Hooks(createContainer=given.createContainer, startContainer=given.startContainer)
 
 
-def _checked(files: Mapping[int, messages.File]) -> dict[str, messages.File]:
+def check_files(files: Mapping[int, messages.File]) -> dict[str, messages.File]:
+    """Copies by their name in the bundle. Raises StartError(SPEC_REFUSED)."""
     for index, file in files.items():
         if len(file.content) > limits.FILE_BYTES:
             raise refused(f"mounts[{index}]", f"its file is longer than {limits.FILE_BYTES} bytes")

@@ -19,6 +19,7 @@ from sealrun_runtime.shim import agent, request, state
 from sealrun_runtime.shim.agent import Agent, Silence
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.container import LIVE, Container
+from sealrun_runtime.shim.copies import Copies
 from sealrun_runtime.shim.errors import (
     CalledOff,
     GuestFailed,
@@ -129,6 +130,7 @@ class Member:
             self._resize,
             handover.container.demand,
         )
+        self._copies: Copies | None = None
         self._progress: Progress | None = None
 
     @property
@@ -194,12 +196,31 @@ class Member:
         """Raises ShimError."""
         self._container.expect(Status.CREATED)
         try:
+            await self._refresh()
             await self._begin()
         except WrongState:
             if self._sandbox.failure is not None:
                 raise
             return  # the program ended, and its VM was taken away, before the answer was here
         self._container.started()
+        if self._copies is not None:
+            self._copies.watch(lambda: self._sandbox.spawn(self._try_to_refresh()))
+
+    async def _refresh(self) -> None:
+        """Bring the guest's copies of the engine's files up to date. Raises ShimError."""
+        changed = self._copies.changed() if self._copies is not None else {}
+        if changed:
+            await self._sandbox.agent.request(
+                lambda number: messages.RefreshFiles(id=number, container=self.id, files=changed),
+                agent.INQUIRY_SECONDS,
+            )
+
+    async def _try_to_refresh(self) -> None:
+        """Nobody asked, so nobody can be told."""
+        try:
+            await self._refresh()
+        except ShimError as error:
+            log.info("the guest's copies of the engine's files stay as they were: %s", error.text)
 
     async def _begin(self) -> None:
         """Let it run. Raises ShimError."""
@@ -273,11 +294,15 @@ class Member:
         if self._container.ending:
             raise WrongState("the container was deleted meanwhile")
         await self._share(given)
-        await self._sandbox.hold(self, self.handover.container.demand)
+        container = self.handover.container
+        await self._sandbox.hold(self, container.demand)
+        copied = sharing.plan(container, self.handover.image).copied
+        files = request.files(container, copied)
+        self._copies = Copies(container, files)
         self._in_guest = True
         done = await self._sandbox.agent.request(
             lambda number: request.create_container(
-                number, self.handover, self._oci_config, process
+                number, self.handover, self._oci_config, process, files
             ),
             agent.CREATE_SECONDS,
         )
@@ -365,6 +390,8 @@ class Member:
 
     def _be_over(self) -> None:
         self.over = True
+        if self._copies is not None:
+            self._copies.close()
         self._sandbox.settle()
 
     # --- what the guest says ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sealrun_protocol import limits
 from sealrun_protocol.messages import ConfigureSandbox, CreateContainer, ExecProcess, File
@@ -26,9 +26,13 @@ def configure_sandbox(number: int, handover: Handover) -> ConfigureSandbox:
 
 
 def create_container(
-    number: int, handover: Handover, oci_config: bytes, process: Process
+    number: int,
+    handover: Handover,
+    oci_config: bytes,
+    process: Process,
+    copies: Mapping[int, File],
 ) -> CreateContainer:
-    """Raises HostFailed where a file cannot be read."""
+    """copies: by index of the mount."""
     container = handover.container
     plan = sharing.plan(container, handover.image)
     return CreateContainer(
@@ -39,7 +43,7 @@ def create_container(
         insecure_registries=handover.config.image.insecure_registries,
         shared_root=plan.root,
         shared_mounts=plan.shared,
-        files=files(container, plan.copied),
+        files=dict(copies),
         shm_bytes=shm_bytes(container),
         stdin=process.ids.stdin,
         stdout=process.ids.stdout,
