@@ -36,6 +36,11 @@ class Creation:
         """Its exit status."""
         return self.process.wait(SECONDS)
 
+    def wait_for(self, holds: Callable[[], Any]) -> None:
+        """Until something holds, which it must while `create` is under way."""
+        wait_until(lambda: holds() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.said()
+
     def said(self) -> str:
         """Its stderr, which a container that has none of its own would share."""
         return self.errors.read_text()

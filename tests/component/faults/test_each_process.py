@@ -150,11 +150,10 @@ def begin(host: Host, moment: str):
     """A `create` that is stuck in the boot, or in the pull."""
     if moment == "booting":
         creation = host.begin(host.bundle(simulator="guest=none"))
-        wait_until(lambda: host.sandbox.has("vmm"), "no VMM")
-        wait_until(lambda: said_by_the_shim(host, "launched the VM"), "no launch")
+        creation.wait_for(lambda: said_by_the_shim(host, "launched the VM"))
     else:
         creation = host.begin(host.bundle(image=simulated.WAITING_IMAGE))
-        wait_until(lambda: said_by_the_shim(host, "pull: waiting"), "no pull")
+        creation.wait_for(lambda: said_by_the_shim(host, "pull: waiting"))
     return creation
 
 
