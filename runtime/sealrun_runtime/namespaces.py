@@ -41,6 +41,8 @@ _OPEN_TREE_CLONE: Final = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 
+_PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -74,6 +76,12 @@ def mount(source: str, target: str, kind: str, flags: int) -> None:
     """mount(2) without data."""
     arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(kind), flags, None)
     _check(_libc.mount(*arguments), target)
+
+
+def adopt_orphans(*, adopt: bool) -> None:
+    """prctl(PR_SET_CHILD_SUBREAPER): whether descendants that lose their parent become children of
+    this process."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0))
 
 
 def set_hostname(name: str) -> None:

@@ -23,8 +23,8 @@ import os
 import signal
 import socket
 import termios
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple, NoReturn
 
 from sealrun_runtime import namespaces
@@ -144,10 +144,10 @@ def _start(plan: _Plan) -> StandIn:
         link, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         undo.callback(link.close)
         try:
-            with child_end, _own_pid_namespace_afterwards():
-                plan.prepare()
-                pid = _fork(lambda: _become(plan, child_end), child_end)
-                undo.callback(_end, pid)
+            with child_end:
+                pid = _fork_beyond(plan.prepare, lambda: _become(plan, child_end), child_end)
+                if pid:
+                    undo.callback(_end, pid)
             _expect_ready(link)
             if plan.root.path != "/" and os.path.isdir(plan.root.path):
                 _pivot(pid, plan.root)
@@ -163,16 +163,29 @@ def _end(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-@contextmanager
-def _own_pid_namespace_afterwards() -> Iterator[None]:
-    """Children of the calling process are in its own pid namespace again after the block: in that of
-    a container none can be forked any more once the container has ended. Raises OSError."""
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+def _fork_beyond(
+    prepare: Callable[[], None], work: Callable[[], None], report: socket.socket
+) -> int:
+    """Run `work` in a child of this process; its pid, 0 where it did not come to be.
+
+    `prepare` is about the pid namespace of children, and done by a process in between, which then ends
+    and leaves us its child. This process would have to come back from there, which who is root in a
+    user namespace only cannot; and in the namespace of a container none can be forked any more once the
+    container has ended."""
+    reader, writer = os.pipe()
+
+    def fork() -> None:
+        prepare()
+        os.write(writer, str(_fork(work, report)).encode())
+
+    namespaces.adopt_orphans(adopt=True)
     try:
-        yield
+        os.waitpid(_fork(fork, report), 0)
     finally:
-        namespaces.setns(own, namespaces.CLONE["pid"])
-        os.close(own)
+        namespaces.adopt_orphans(adopt=False)
+        os.close(writer)
+    with open(reader, "rb", buffering=0) as told:
+        return int(told.read(64) or 0)
 
 
 class _PathNamespaces:

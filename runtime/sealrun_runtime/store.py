@@ -39,15 +39,28 @@ _READ_BYTES = 1 << 20
 
 
 def default_root() -> str:
-    """/run/sealrun for root, else below XDG_RUNTIME_DIR. Raises HostError where that is not set."""
-    if posix.geteuid() == 0:
+    """/run/sealrun for root, else below XDG_RUNTIME_DIR; so too for who is root in a user namespace
+    only, as in all of rootless Podman's calls. Raises HostError where that is not set."""
+    root = posix.geteuid() == 0
+    if root and not in_user_namespace():
         return "/run/sealrun"
     directory = posix.environ.get(b"XDG_RUNTIME_DIR", b"")
+    if not directory and root:
+        return "/run/sealrun"
     if not directory:
         raise HostError(
             "cannot find the state root: XDG_RUNTIME_DIR is not set", remedy="use --root"
         )
     return directory.decode("utf-8", "surrogateescape") + "/sealrun"
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is in another user namespace than the machine's first one."""
+    file = posix.open("/proc/self/uid_map", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(file, 4096).split() != [b"0", b"0", b"4294967295"]
+    finally:
+        posix.close(file)
 
 
 def check_id(container: str) -> str:

@@ -54,7 +54,7 @@ def place(inside: Netns) -> Iterator[Namespace]:
 
 def look(where: Netns) -> Survey:
     descriptor = os.open(where.path, os.O_RDONLY | os.O_CLOEXEC)
-    with namespace.entered(descriptor), Netlink() as netlink:
+    with namespace.inside(descriptor, Netlink) as netlink:
         found = survey(netlink)
     os.close(descriptor)
     return found
@@ -186,9 +186,11 @@ def read_frame(descriptor: int, text: bytes) -> None:
 def packets(where: Netns, interface: str) -> socket.socket:
     """A raw socket at an interface."""
     descriptor = os.open(where.path, os.O_RDONLY | os.O_CLOEXEC)
-    with namespace.entered(descriptor):
-        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, int.from_bytes(PROTOCOL, "big"))
-        made.bind((interface, int.from_bytes(PROTOCOL, "big")))
+    kind = int.from_bytes(PROTOCOL, "big")
+    made = namespace.inside(
+        descriptor, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, kind)
+    )
+    made.bind((interface, kind))
     os.close(descriptor)
     made.settimeout(SECONDS)
     return made
@@ -269,8 +271,8 @@ def test_a_namespace_belongs_to_one_sandbox(place: Namespace, inside: Netns) -> 
 
 def test_what_a_killed_sandbox_left_is_taken_over(inside: Netns) -> None:
     descriptor = os.open(inside.path, os.O_RDONLY | os.O_CLOEXEC)
-    with namespace.entered(descriptor), Netlink() as netlink:
-        made = tap.open_tap(netlink, 1500)
+    with namespace.inside(descriptor, Netlink) as netlink:
+        made = namespace.inside(descriptor, lambda: tap.open_tap(netlink, 1500))
         tap.join(netlink, survey(netlink).indexes["eth0"], made.interface)
         os.close(made.descriptor)
     os.close(descriptor)
@@ -346,8 +348,7 @@ def test_an_interface_that_the_vm_cannot_have_is_left_alone(
 
 def test_changes_are_heard(inside: Netns, outside: Netns) -> None:
     descriptor = os.open(inside.path, os.O_RDONLY | os.O_CLOEXEC)
-    with namespace.entered(descriptor):
-        changes = Changes()
+    changes = namespace.inside(descriptor, Changes)
     os.close(descriptor)
     for change in (
         "ip address add 10.1.1.2/24 dev eth0",
@@ -364,12 +365,14 @@ def test_changes_are_heard(inside: Netns, outside: Netns) -> None:
     netns.connect(inside, "eth0", outside, "far")
 
 
-def test_entering_is_undone(inside: Netns) -> None:
+def test_who_visits_a_namespace_is_not_moved(inside: Netns) -> None:
     own = os.stat(namespace.OWN).st_ino
     descriptor = os.open(inside.path, os.O_RDONLY | os.O_CLOEXEC)
-    with pytest.raises(ZeroDivisionError), namespace.entered(descriptor):
-        assert os.stat(namespace.OWN).st_ino != own
-        _ = 1 / 0
+    assert namespace.inside(descriptor, lambda: os.stat(namespace.OWN).st_ino) != own
+    with pytest.raises(ZeroDivisionError):
+        namespace.inside(descriptor, lambda: 1 // 0)
+    with pytest.raises(OSError, match="Invalid argument"), open(os.devnull, "rb") as file:
+        namespace.inside(file.fileno(), lambda: None)
     assert os.stat(namespace.OWN).st_ino == own
     assert not namespace.is_own(descriptor)
     os.close(descriptor)

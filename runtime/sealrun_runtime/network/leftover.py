@@ -32,6 +32,6 @@ def release(record: str) -> None:
 
 
 def _release(interface: int, descriptor: int) -> None:
-    with namespace.entered(descriptor), Netlink() as netlink:
+    with namespace.inside(descriptor, Netlink) as netlink:
         if not survey(netlink).in_use:
             tap.release(netlink, interface)

@@ -1,31 +1,32 @@
-"""Entering a network namespace for as long as it takes to open something in it.
+"""Being in a network namespace for as long as it takes to open something in it.
 
 Sockets and taps belong to the namespace that the thread is in when they are opened; what is done with
-them afterwards needs no entering. Other threads are not moved.
+them afterwards needs no entering.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
 
 from sealrun_runtime import namespaces
 
 OWN: Final = "/proc/thread-self/ns/net"
+_Result = TypeVar("_Result")
 
 
-@contextlib.contextmanager
-def entered(descriptor: int) -> Iterator[None]:
-    """The calling thread is in the namespace of an open /proc/PID/ns/net file. Raises OSError."""
-    own = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+def inside(descriptor: int, work: Callable[[], _Result]) -> _Result:
+    """What `work` returns in the namespace of an open /proc/PID/ns/net file.
+
+    By a thread of its own, which ends there: who is root in a user namespace only could not come back
+    to the host's namespace. Raises OSError, and what `work` raises."""
+
+    def enter() -> _Result:
         namespaces.setns(descriptor, namespaces.CLONE["network"])
-        try:
-            yield
-        finally:
-            namespaces.setns(own, namespaces.CLONE["network"])
-    finally:
-        os.close(own)
+        return work()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(enter).result()
 
 
 def is_own(descriptor: int) -> bool:

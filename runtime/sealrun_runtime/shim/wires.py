@@ -57,9 +57,9 @@ class Namespace:
         self._told: tuple[str, ...] = ()
         self.network = Network()
         try:
-            with namespace.entered(descriptor):
-                self._netlink = Netlink()
-                self.changes = Changes()
+            self._netlink, self.changes = namespace.inside(
+                descriptor, lambda: (Netlink(), Changes())
+            )
         except OSError as error:
             os.close(descriptor)
             raise _failed("enter the network namespace", error) from error
@@ -147,8 +147,7 @@ class Namespace:
 
     def _join(self, interface: int, name: str, mtu: int) -> tap.Tap:
         try:
-            with namespace.entered(self._descriptor):
-                made = tap.open_tap(self._netlink, mtu)
+            made = namespace.inside(self._descriptor, lambda: tap.open_tap(self._netlink, mtu))
         except OSError as error:
             raise HostUnfit(
                 f"cannot make a tap device: {error.strerror}",
