@@ -94,7 +94,13 @@ def start(
             if "uts" in own and container.domainname:
                 namespaces.set_domainname(container.domainname)
 
-        root = _Root(container.rootfs, mounts, mount_proc="pid" in own, readonly=readonly)
+        root = _Root(
+            container.rootfs,
+            mounts,
+            make_points=not container.rootfs_readonly,
+            mount_proc="pid" in own,
+            readonly=readonly,
+        )
         return _start(_Plan(prepare, enlist, enter, reports, terminal, root))
 
 
@@ -119,10 +125,11 @@ def start_exec(first: int, rootfs: str, terminal: int = NO_TERMINAL) -> StandIn:
 
 
 class _Root(NamedTuple):
-    """What the stand-in is pivoted to."""
+    """What the stand-in is pivoted to. make_points: mount points that are missing may be made."""
 
     path: str
     mounts: Sequence[Tree] = ()
+    make_points: bool = False
     mount_proc: bool = False
     readonly: bool = False
 
@@ -302,7 +309,7 @@ def _pivot(pid: int, root: _Root) -> None:
         namespaces.setns(process, namespaces.CLONE["mount"])
         namespaces.pivot_to(root.path)
         for mount in root.mounts:
-            _mount_tree(mount)
+            _mount_tree(mount, make_point=root.make_points)
         if root.mount_proc:
             namespaces.setns(process, namespaces.CLONE["pid"])
             os.waitpid(_fork(_mount_proc, report), 0)
@@ -321,12 +328,14 @@ def _pivot(pid: int, root: _Root) -> None:
             raise HostError(f"cannot pivot the stand-in to {root.path}: {text or 'unknown error'}")
 
 
-def _mount_tree(tree: Tree) -> None:
+def _mount_tree(tree: Tree, *, make_point: bool) -> None:
     """`podman cp` looks for the container's files there. Where the mount point is missing and cannot
     be made, the container has the same trouble, or makes it where nobody outside looks."""
     os.umask(0o022)
     with suppress(OSError):
-        if tree.directory:
+        if not make_point:
+            pass
+        elif tree.directory:
             os.makedirs(tree.destination, exist_ok=True)
         elif not os.path.exists(tree.destination):
             os.makedirs(os.path.dirname(tree.destination), exist_ok=True)
