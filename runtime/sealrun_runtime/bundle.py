@@ -19,6 +19,7 @@ from sealrun_runtime.oci_config import (
     JSON_LIMITS,
     Document,
     Hooks,
+    IdMapping,
     Linux,
     Mount,
     Namespace,
@@ -41,6 +42,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     cgroups_path: as in config.json, empty where the engine gave none.
     left_out: lines about what has no effect in the guest.
     demand: what the limits of linux.resources let it use.
+    uid_mappings, gid_mappings: of the container's user namespace, empty where it has none.
     """
 
     bundle: str
@@ -60,6 +62,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     cgroups_path: str
     left_out: tuple[str, ...] = ()
     demand: Demand = Demand()
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
 
 
 def read(bundle: str) -> tuple[ContainerSpec, bytes]:
@@ -121,6 +125,8 @@ def parse(content: bytes, bundle: str) -> ContainerSpec:
         cgroups_path=linux.cgroups_path,
         left_out=left_out,
         demand=Demand().changed(linux.resources),
+        uid_mappings=linux.uid_mappings or (),
+        gid_mappings=linux.gid_mappings or (),
     )
 
 

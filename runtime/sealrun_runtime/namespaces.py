@@ -5,7 +5,10 @@ pivoted cannot import. All raise OSError.
 """
 
 import ctypes
+import errno
 import os
+import socket
+from contextlib import suppress
 from typing import Final
 
 # linux/sched.h
@@ -33,6 +36,7 @@ MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
 MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
+_MOUNT_ATTR_IDMAP: Final = 0x100000
 # linux/fcntl.h, linux/mount.h, and the numbers of the calls, which are those of every architecture
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
@@ -120,6 +124,38 @@ def restrict_tree(
     open directory or file."""
     wanted = _MountAttributes(attributes, 0, propagation, 0)
     _set_attributes(descriptor, b"", _AT_EMPTY_PATH, wanted, recursive=recursive)
+
+
+def map_tree(descriptor: int, users: int, *, recursive: bool) -> None:
+    """mount_setattr(2): files below a mount that is mounted nowhere yet have the owners that the user
+    namespace `users` maps theirs to."""
+    wanted = _MountAttributes(_MOUNT_ATTR_IDMAP, 0, 0, users)
+    _set_attributes(descriptor, b"", _AT_EMPTY_PATH, wanted, recursive=recursive)
+
+
+def user_namespace(uid_map: str, gid_map: str) -> int:
+    """A descriptor of a new user namespace with these maps, which no process is in
+    (user_namespaces(7))."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        with suppress(OSError):
+            ours.close()
+            unshare(CLONE["user"])
+            theirs.send(b"x")
+            theirs.recv(1)  # until the maps are written
+        os._exit(0)
+    theirs.close()
+    try:
+        with ours:
+            if not ours.recv(1):
+                raise OSError(errno.EPERM, "cannot make a user namespace")
+            for name, content in (("uid_map", uid_map), ("gid_map", gid_map)):
+                with open(f"/proc/{pid}/{name}", "w") as file:
+                    file.write(content)
+            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.waitpid(pid, 0)
 
 
 def restrict_mount(path: str, attributes: int) -> None:

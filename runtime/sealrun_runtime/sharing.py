@@ -11,6 +11,9 @@ A shared source is opened as a mount of its own (open_tree(2)) by whoever create
 the caller's mount namespace, and travels to the shim as a descriptor. What a path means is looked up
 once, nothing is mounted where the host could see it, and a mount that nobody took ends with its
 descriptor. Read-only is what config.json says is read-only: on this mount, not in the guest.
+
+A container with a user namespace works on the shared files as the users that `hostID` names, as it would
+on the host: in the guest its ids are mapped to themselves, on this mount they are shifted.
 """
 
 import os
@@ -36,6 +39,7 @@ SHARED_MEMORY: Final = "/dev/shm"
 _KERNEL_S: Final = frozenset(("/proc", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/dev/pts"))
 _DEVICES: Final = frozenset(("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"))
 _SECRETS: Final = "secrets"  # in Podman's bundles: copies of the container's secrets
+_NOBODY: Final = -1
 _RESTRICTED: Final = (
     namespaces.MOUNT_ATTR_NOSUID
     | namespaces.MOUNT_ATTR_NODEV
@@ -117,20 +121,36 @@ def open_sources(container: ContainerSpec, given: Plan) -> Iterator[Sources]:
     with ExitStack() as opened:
         guest: list[int] = []
         stand_in: list[Tree] = []
+        users = _users(container, opened) if given.names else _NOBODY
         if given.root:
             options = ("rbind", "ro") if container.rootfs_readonly else ("rbind",)
             mount = Mount(destination="/", source=container.rootfs, options=options)
-            guest.append(_open("$.root", container.rootfs, mount, opened).descriptor)
+            guest.append(_open("$.root", container.rootfs, mount, users, opened).descriptor)
         for index in given.shared:
             mount, path = container.mounts[index], source_of(container, index)
             # One for each: a mount can be moved once.
-            guest.append(_open(f"$.mounts[{index}]", path, mount, opened).descriptor)
-            stand_in.append(_open(f"$.mounts[{index}]", path, mount, opened))
+            guest.append(_open(f"$.mounts[{index}]", path, mount, users, opened).descriptor)
+            stand_in.append(_open(f"$.mounts[{index}]", path, mount, users, opened))
         yield Sources(tuple(guest), tuple(stand_in))
 
 
-def _open(where: str, path: str, mount: Mount, opened: ExitStack) -> Tree:
-    """Raises InvalidRequest."""
+def _users(container: ContainerSpec, opened: ExitStack) -> int:
+    """A user namespace whose maps lead from the owners on the disk to those in the container; _NOBODY
+    where they are the same. Raises OSError."""
+    shifted = (*container.uid_mappings, *container.gid_mappings)
+    if all(one.host_id == one.container_id for one in shifted):
+        return _NOBODY
+    maps = (
+        "".join(f"{one.host_id} {one.container_id} {one.size}\n" for one in mappings)
+        for mappings in (container.uid_mappings, container.gid_mappings)
+    )
+    users = namespaces.user_namespace(*maps)
+    opened.callback(os.close, users)
+    return users
+
+
+def _open(where: str, path: str, mount: Mount, users: int, opened: ExitStack) -> Tree:
+    """users: of _users. Raises InvalidRequest."""
     options = mount.options or ()
     try:
         descriptor = namespaces.clone_tree(path, recursive="rbind" in options)
@@ -143,6 +163,8 @@ def _open(where: str, path: str, mount: Mount, opened: ExitStack) -> Tree:
         if access and access[-1] in {"ro", "rro"}:
             readonly = namespaces.MOUNT_ATTR_RDONLY
             namespaces.restrict_tree(descriptor, readonly, recursive="rro" in options)
+        if users != _NOBODY:
+            _map(where, path, descriptor, users, recursive="rbind" in options)
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     except OSError as error:
         raise InvalidRequest(f"{where}: cannot share {path}: {cause(error)}") from error
@@ -152,6 +174,16 @@ def _open(where: str, path: str, mount: Mount, opened: ExitStack) -> Tree:
         )
     # The specification, since 1.2: a relative destination is relative to the root.
     return Tree(descriptor, os.path.join("/", mount.destination), kind == stat.S_IFDIR)
+
+
+def _map(where: str, path: str, descriptor: int, users: int, *, recursive: bool) -> None:
+    try:
+        namespaces.map_tree(descriptor, users, recursive=recursive)
+    except OSError as error:
+        raise InvalidRequest(
+            f"{where}: cannot share {path} with a container that has a user namespace: its file system "
+            f"cannot be mounted with other owners: {cause(error)}"
+        ) from error
 
 
 _KINDS: Final = {

@@ -58,8 +58,7 @@ class Subject:
         bundle = oci.bundle(self._directory, self._rootfs, script, self.runtime.annotations)
         config = json.loads((bundle / "config.json").read_text())
         config["linux"]["resources"] = {}
-        # crun's `pause` and `ps` want a control group that its own `--root` does not make unique.
-        config["linux"]["cgroupsPath"] = f"/{self._directory.parent.name}-{self.name}"
+        config["linux"]["cgroupsPath"] = oci.own_group(self._directory.parent, self.name)
         return oci.edit(bundle, config)
 
     def call(self, verb: str) -> oci.Outcome:

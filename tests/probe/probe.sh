@@ -81,6 +81,8 @@ try "change a mode" $b chmod 700 /made
 try "change the host name" $b hostname changed
 try "mount" $b mount -t tmpfs none /mnt-of-probe
 try "make a node" $b mknod /node c 1 3
+$b mknod /serial c 4 64 2>/dev/null
+try "open a device that is not a container's" $b sh -c ': </serial'
 try "set the clock back by nothing" $b date -s "@$($b date +%s)"
 try "signal 0 to pid 1" $b kill -0 1
 try "write to sysctl" $b sh -c 'echo 0 >/proc/sys/kernel/panic'

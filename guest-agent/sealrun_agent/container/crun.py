@@ -30,6 +30,7 @@ _PROGRAM: Final = "/usr/bin/crun"
 _ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 _SECONDS: Final = 120  # one call takes 0.3 s in an emulated guest
 _EXECUTE_SECONDS: Final = 5  # from crun's success to the program's first instruction
+_LAST_SECONDS: Final = 1.0  # for crun, when the process that it works on has ended
 _POLL_MS: Final = 100
 _EXECUTING: Final = 4  # calls of `crun exec` at once: each takes a CPU while it lasts
 _NOT_FOUND: Final = "not found in $PATH"
@@ -115,9 +116,10 @@ class Crun:
                 return child
         raise translate(words or f"crun exec ended with {code}", program)
 
-    def start(self, bundle: Bundle) -> None:
-        """Let the first process become the program. Raises StartError."""
-        self._call(bundle, "start", bundle.container)
+    def start(self, bundle: Bundle, init: Child) -> None:
+        """Let the first process become the program. init: that process, which may be killed meanwhile:
+        crun would then wait for it without end. Raises StartError."""
+        self._call(bundle, "start", bundle.container, needed=init)
 
     def update(self, bundle: Bundle, resources: str) -> None:
         """Set other limits. resources: a file that holds an OCI linux.resources. Raises StartError."""
@@ -127,10 +129,10 @@ class Crun:
         """Remove what crun knows and made, whatever state it is in. Raises StartError."""
         self._call(bundle, "delete", "--force", bundle.container)
 
-    def _call(self, bundle: Bundle, *arguments: str) -> None:
+    def _call(self, bundle: Bundle, *arguments: str, needed: Child | None = None) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         try:
-            self._run(arguments, bundle.log, (null, null, null))
+            self._run(arguments, bundle.log, (null, null, null), needed=needed)
         finally:
             os.close(null)
 
@@ -140,10 +142,14 @@ class Crun:
         log: str,
         stdio: tuple[int, int, int],
         program: str = "",
+        needed: Child | None = None,
     ) -> None:
         with suppress(FileNotFoundError):
             os.unlink(log)
-        code = _wait(self._spawn(arguments, log, stdio), arguments[0], _SECONDS)
+        crun = self._spawn(arguments, log, stdio)
+        if needed is not None:
+            _end_without(needed, crun)
+        code = _wait(crun, arguments[0], _SECONDS)
         if code != 0:
             raise translate(last_words(log) or f"crun {arguments[0]} ended with {code}", program)
 
@@ -173,6 +179,14 @@ def _wait(crun: Child, verb: str, seconds: float) -> int:
         crun.signal(9)
         raise StartError(ErrorCode.RUNTIME_FAILED, f"crun {verb} did not end in {_SECONDS} s")
     return code
+
+
+def _end_without(needed: Child, crun: Child) -> None:
+    """Return when crun has ended; soon after `needed` has ended, it is killed."""
+    deadline = time.monotonic() + _SECONDS
+    while crun.wait(_POLL_MS / 1000) is None and time.monotonic() < deadline:
+        if needed.code is not None and crun.wait(_LAST_SECONDS) is None:
+            crun.signal(9)
 
 
 def _words_until_end(log: int, crun: Child) -> str:

@@ -108,7 +108,7 @@ class Container:
             answer(error or DONE)
             self._report_exit()
 
-        self._worker.submit(lambda: self._here.crun.start(made.bundle), started)
+        self._worker.submit(lambda: self._here.crun.start(made.bundle, made.init), started)
 
     def signal(self, number: int, answer: Answer, *, everyone: bool) -> None:
         """Send a signal to the first process, or to everyone."""

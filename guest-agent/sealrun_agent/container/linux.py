@@ -3,7 +3,8 @@
 Decided by the guest:
 - namespaces: always new pid, ipc, uts, mount and cgroup ones. The network is the VM's. A user namespace
   is a new one where it is asked for, but ids are mapped to themselves: `hostID` is of the host, where
-  nothing of the container runs, and the image's files have the owners that the image says.
+  nothing of the container runs, and the image's files have the owners that the image says. Its root has
+  no capability over the VM, but owns the files of its kernel: /proc/sys and the like are read-only then.
 - cgroupsPath: the guest's own.
 - annotations, AppArmor and SELinux labels: left out.
 
@@ -48,6 +49,8 @@ _EXTENTS: Final = 340  # of a map of ids: UID_GID_MAP_MAX_EXTENTS in the kernel
 _DEVICES: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)})
 """null, zero, full, random, urandom, tty (Documentation/admin-guide/devices.txt in the kernel's sources)."""
 _CRUN_S_DEVICES: Final = {"/dev/console": (5, 1), "/dev/ptmx": (5, 2)}
+_ROOT_S: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""What only its owner's id protects."""
 _PROPAGATION: Final = frozenset(
     {"", *(f"{r}{kind}" for r in ("", "r") for kind in ("private", "slave", "shared"))}
 )
@@ -88,7 +91,7 @@ def accept_linux(given: Linux) -> AcceptedLinux:
         for index, path in enumerate(getattr(given, name) or ()):
             check_absolute(f"linux.{name}[{index}]", path)
     sysctl, network_sysctl = _split_sysctl(given.sysctl or {})
-    own_users = any(namespace.type == "user" for namespace in given.namespaces or ())
+    own_users = has_own_users(given)
     part = Linux(
         namespaces=(*_NAMESPACES, *((Namespace("user"),) if own_users else ())),
         uidMappings=_accept_mappings("uidMappings", given.uidMappings, wanted=own_users),
@@ -96,13 +99,18 @@ def accept_linux(given: Linux) -> AcceptedLinux:
         devices=devices or None,
         resources=_accept_resources(resources, "linux.resources"),
         maskedPaths=given.maskedPaths,
-        readonlyPaths=given.readonlyPaths,
+        readonlyPaths=_readonly_paths(given, own_users=own_users),
         seccomp=_accept_seccomp(given.seccomp),
         sysctl=sysctl or None,
         rootfsPropagation=given.rootfsPropagation,
         personality=personality and Personality(personality.domain),
     )
     return AcceptedLinux(part, network_sysctl)
+
+
+def has_own_users(given: Linux) -> bool:
+    """Whether the container has a user namespace."""
+    return any(namespace.type == "user" for namespace in given.namespaces or ())
 
 
 def accept_update(resources: bytes) -> Resources:
@@ -113,6 +121,12 @@ def accept_update(resources: bytes) -> Resources:
     accepted = msgspec.structs.replace(accepted, devices=None)
     check_for_c("resources", accepted)
     return accepted
+
+
+def _readonly_paths(given: Linux, *, own_users: bool) -> tuple[str, ...] | None:
+    if not own_users:
+        return given.readonlyPaths
+    return tuple(dict.fromkeys((*(given.readonlyPaths or ()), *_ROOT_S)))
 
 
 def _check_namespaces(given: Linux) -> None:

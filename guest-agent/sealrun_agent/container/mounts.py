@@ -9,6 +9,9 @@
     /dev/null and the like (from the host)  the guest's own: they hide files, or give none
     any other bind                          refused
 
+In a user namespace a sysfs is read-only, and /sys/fs/cgroup is mounted over: it is the VM's own that crun
+then binds there, whose files the container's root owns.
+
 Mounts keep their order. Sources are the guest's own, whatever the host wrote there. Where config.json
 has no mounts at all, the file systems that config-linux.md says should be there are mounted.
 """
@@ -58,6 +61,9 @@ _SHARED_MEMORY: Final = Mount(
 _DEVICES: Final = Mount(
     "/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")
 )
+_GROUPS: Final = Mount(
+    "/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", "relatime", "ro")
+)
 _DEFAULT: Final = (
     Mount("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
     _DEVICES,
@@ -78,7 +84,7 @@ class Sources(NamedTuple):
 
 
 def accept_mounts(
-    mounts: Sequence[Mount], sources: Sources, *, shared_root: bool
+    mounts: Sequence[Mount], sources: Sources, *, shared_root: bool, own_users: bool = False
 ) -> tuple[Mount, ...]:
     """The mounts that crun gets, at least one. Some sources are still `copy/N` or `share/N`.
     Raises StartError(SPEC_REFUSED)."""
@@ -89,11 +95,13 @@ def accept_mounts(
             raise refused(f"mounts[{index}]", "two sources were sent for it")
         if not 0 <= index < len(mounts):
             raise refused(f"mounts[{index}]", "there is no such mount, but a source for it")
-    if not mounts:
-        return _DEFAULT
-    accepted = tuple(
-        _accept(f"mounts[{index}]", index, mount, sources) for index, mount in enumerate(mounts)
-    )
+    accepted: tuple[Mount, ...] = _DEFAULT
+    if mounts:
+        accepted = tuple(
+            _accept(f"mounts[{index}]", index, mount, sources) for index, mount in enumerate(mounts)
+        )
+    if own_users:
+        accepted = _for_own_users(accepted)
     if shared_root and not any(mount.destination.rstrip("/") == "/dev" for mount in accepted):
         # crun would make the device nodes in the root itself, and no host takes a guest's.
         return (_DEVICES, *accepted)
@@ -103,6 +111,18 @@ def accept_mounts(
 def is_placed(mount: Mount) -> bool:
     """Whether an accepted mount's source is `copy/N` or `share/N`."""
     return mount.type == "bind" and not mount.source.startswith("/")
+
+
+def _for_own_users(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    systems = [index for index, mount in enumerate(mounts) if mount.type == "sysfs"]
+    for index in systems:
+        if "ro" not in (mounts[index].options or ()):
+            raise refused(f"mounts[{index}].options", "a sysfs in a user namespace has to be ro")
+    groups = any(mount.destination.rstrip("/") == _GROUPS.destination for mount in mounts)
+    if not systems or groups:
+        return mounts
+    after = systems[-1] + 1
+    return (*mounts[:after], _GROUPS, *mounts[after:])
 
 
 def _accept(path: str, index: int, mount: Mount, sources: Sources) -> Mount:

@@ -22,7 +22,7 @@ import msgspec
 from sealrun_protocol import limits, messages
 
 from sealrun_agent.container import process
-from sealrun_agent.container.linux import accept_linux
+from sealrun_agent.container.linux import accept_linux, has_own_users
 from sealrun_agent.container.mounts import (
     COPY,
     SHARE,
@@ -65,7 +65,12 @@ def accept(request: messages.CreateContainer) -> Accepted:
             raise refused(name, f"it is longer than {_NAME_BYTES} bytes")
     linux = accept_linux(given.linux)
     sources = Sources(request.files, request.shared_mounts, request.shm_bytes)
-    mounts = accept_mounts(given.mounts or (), sources, shared_root=request.shared_root)
+    mounts = accept_mounts(
+        given.mounts or (),
+        sources,
+        shared_root=request.shared_root,
+        own_users=has_own_users(given.linux),
+    )
     spec = Spec(
         ociVersion=_VERSION,
         process=process.accept(given.process, request, "process"),

@@ -117,14 +117,11 @@ def _set_user(process: dict[str, Any], parsed: Parsed) -> None:
 
 
 def _add_capabilities(process: dict[str, Any], names: list[str]) -> None:
-    """As runc: to all sets but the ambient one, which it gets too where the program is no root."""
+    """As runc and crun: a program that is no root gets nothing of it but the bound."""
     if not names:
         return
     sets = process.get("capabilities") or {}
-    kinds = ["bounding", "effective", "permitted"]
-    if process["user"]["uid"] != 0:
-        kinds += ["inheritable", "ambient"]
-    for kind in kinds:
+    for kind in ("bounding", "effective", "permitted"):
         sets[kind] = list(dict.fromkeys((sets.get(kind) or []) + names))
     process["capabilities"] = sets
 

@@ -10,7 +10,7 @@ from sealrun_protocol.init_data import Host
 from sealrun_runtime import namespaces, sharing
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import InvalidRequest
-from sealrun_runtime.oci_config import Mount
+from sealrun_runtime.oci_config import IdMapping, Mount
 
 
 def container(*mounts: Mount, bundle: Path = Path("/b"), **members: Any) -> ContainerSpec:
@@ -190,3 +190,54 @@ def below_is(tree: int) -> str:
     except OSError:
         return "read-only"
     return "writable"
+
+
+IDS = (
+    IdMapping(container_id=0, host_id=100000, size=1000),
+    IdMapping(container_id=1000, host_id=5000, size=10),
+)
+
+
+@pytest.mark.root
+def test_a_user_namespace_s_files_are_those_of_its_users_on_the_host(tmp_path: Path) -> None:
+    """Whoever is root in the guest: what the host gives it is not root's."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    os.chown(volume, 100000, 100000)
+    for name, owner in (("its", 100000), ("root-s", 0), ("user-s", 5003)):
+        (volume / name).write_text(name)
+        (volume / name).chmod(0o600)
+        os.chown(volume / name, owner, owner)
+    given = container(bind(volume), uid_mappings=IDS, gid_mappings=IDS[:1])
+    with sharing.open_sources(given, sharing.plan(given, "image")) as sources:
+        for tree in (sources.for_guest[0], sources.for_stand_in[0].descriptor):
+            seen = Path(f"/proc/self/fd/{tree}")
+            owners = {
+                path.name: (path.stat().st_uid, path.stat().st_gid) for path in seen.iterdir()
+            }
+            nobody = 65534
+            assert owners == {
+                "its": (0, 0),
+                "root-s": (nobody, nobody),
+                "user-s": (1003, nobody),
+            }
+            assert (seen / "its").read_text() == "its"
+            with pytest.raises(PermissionError):  # though we are root
+                (seen / "root-s").write_text("x")
+            (seen / "new").touch()
+            assert (volume / "new").stat().st_uid == 100000
+            (volume / "new").unlink()
+
+
+@pytest.mark.root
+def test_a_file_system_that_cannot_be_mounted_with_other_owners(tmp_path: Path) -> None:
+    given = container(bind("/proc", "/data"), uid_mappings=IDS, gid_mappings=IDS)
+    with pytest.raises(
+        InvalidRequest, match=r"\$.mounts\[0\]: cannot share /proc with a container"
+    ):
+        with sharing.open_sources(given, sharing.plan(given, "image")):
+            pass
+    same = (IdMapping(container_id=0, host_id=0, size=9),)
+    given = container(bind("/proc", "/data"), uid_mappings=same, gid_mappings=same)
+    with sharing.open_sources(given, sharing.plan(given, "image")):
+        pass

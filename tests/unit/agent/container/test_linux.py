@@ -279,3 +279,20 @@ def test_seccomp_passes_as_it_is() -> None:
         ],
     }
     assert accept(changed(linux={"seccomp": profile}))["linux"]["seccomp"] == profile
+
+
+def test_what_only_an_owner_s_id_protects_is_read_only_in_a_user_namespace() -> None:
+    part = users([IDS]) | {"readonlyPaths": ["/proc/sys", "/x"]}
+    mounts = [mount("/sys", "sysfs", "nosuid", "ro"), mount("/y", "tmpfs")]
+    result = accept(changed(linux=part, mounts=mounts))
+    assert result["linux"]["readonlyPaths"] == [
+        "/proc/sys", "/x", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger",
+    ]  # fmt: skip
+    places = [entry["destination"] for entry in result["mounts"]]
+    assert places == ["/sys", "/sys/fs/cgroup", "/y"]
+    assert "ro" in result["mounts"][1]["options"]
+    mounts.append(mount("/sys/fs/cgroup/", "cgroup"))
+    assert len(accept(changed(linux=part, mounts=mounts))["mounts"]) == 3
+    text = refusal(changed(linux=part, mounts=[mount("/sys", "sysfs", "nosuid")]))
+    assert text == "mounts[0].options: a sysfs in a user namespace has to be ro"
+    assert accept(changed(linux=part))["mounts"][6]["destination"] == "/sys/fs/cgroup"
