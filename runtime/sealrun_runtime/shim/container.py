@@ -112,11 +112,11 @@ class Container:
             await self.process.dismiss()
 
     def _become(self, status: Status) -> None:
-        self.status = status
         try:
             state.write(self._directory, self.document(status))
         except OSError as error:
             raise HostFailed(f"cannot write the container's state: {error.strerror}") from error
+        self.status = status
 
     def _stop(self, reason: str) -> None:
         if reason:
@@ -125,3 +125,4 @@ class Container:
             self._become(Status.STOPPED)
         except HostFailed as error:  # the directory is gone, or the disk is full: end all the same
             log.error("%s", error.text)
+            self.status = Status.STOPPED

@@ -202,7 +202,11 @@ class Member:
             if self._sandbox.failure is not None:
                 raise
             return  # the program ended, and its VM was taken away, before the answer was here
-        self._container.started()
+        try:
+            self._container.started()
+        except ShimError as error:  # nobody would know that it runs
+            self._sandbox.lose(self, error)
+            raise
         if self._copies is not None:
             self._copies.watch(lambda: self._sandbox.spawn(self._try_to_refresh()))
 

@@ -15,7 +15,14 @@ from sealrun_runtime.errors import InvalidRequest
 from sealrun_runtime.shim import agent
 from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.container import LIVE, Container
-from sealrun_runtime.shim.errors import GuestFailed, Misuse, ShimError, WrongState, guest_failed
+from sealrun_runtime.shim.errors import (
+    GuestFailed,
+    HostFailed,
+    Misuse,
+    ShimError,
+    WrongState,
+    guest_failed,
+)
 from sealrun_runtime.shim.executions import SIGKILL, Executions
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.state import Status
@@ -78,12 +85,20 @@ class Steering:
         match verb:
             case "pause":
                 here.expect(Status.CREATED, Status.RUNNING)
-                await self._ask(lambda n: messages.PauseContainer(id=n, container=here.id))
-                here.paused()
+                await self._pause()
+                try:
+                    here.paused()
+                except HostFailed:  # what cannot be told is not done
+                    await self._resume()
+                    raise
             case "resume":
                 here.expect(Status.PAUSED)
-                await self._ask(lambda n: messages.ResumeContainer(id=n, container=here.id))
-                here.resumed()
+                await self._resume()
+                try:
+                    here.resumed()
+                except HostFailed:
+                    await self._pause()
+                    raise
             case "update":
                 here.expect(*LIVE)
                 await self._update(argument.encode("utf-8", "surrogateescape"))
@@ -112,6 +127,12 @@ class Steering:
         )
         self._demand = after
         await self._resize(after, strict=False)
+
+    async def _pause(self) -> None:
+        await self._ask(lambda n: messages.PauseContainer(id=n, container=self._container.id))
+
+    async def _resume(self) -> None:
+        await self._ask(lambda n: messages.ResumeContainer(id=n, container=self._container.id))
 
     async def _processes(self) -> str:
         here = self._container
