@@ -25,6 +25,7 @@ from sealrun_agent.image.store import Store
 from sealrun_agent.policy import Policy
 from sealrun_agent.service import Machine
 from sealrun_agent.shared_tree import SharedTree
+from sealrun_agent.vault import Vault
 
 _DIRECTORY: Final = "/run/sealrun"
 
@@ -42,6 +43,7 @@ def machine() -> Machine:
         images=lambda policy: RegistryImages(policy, f"{_DIRECTORY}/images", choice),
         shares=SharedTree(f"{_DIRECTORY}/host"),
         evidence=choice.evidence,
+        vault=lambda init_data, dial: Vault(init_data, choice, dial),
         record=choice.record,
         load_drivers=boot.load_drivers,
         take_added=_take_added,

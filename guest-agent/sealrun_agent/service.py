@@ -25,6 +25,7 @@ from sealrun_agent.container.crun import Crun
 from sealrun_agent.container.life import Container
 from sealrun_agent.container.surroundings import DONE, Answer, Images, Shares, Success, Surroundings
 from sealrun_agent.container.worker import Result, Worker
+from sealrun_agent.dial import Dial
 from sealrun_agent.errors import AgentError, AttestError, BootError, RunError, StartError
 from sealrun_agent.loop import Loop
 from sealrun_agent.policy import Policy, one_line
@@ -32,6 +33,7 @@ from sealrun_agent.processes import Processes
 from sealrun_agent.progress import Progress
 from sealrun_agent.streams import Post, Streams
 from sealrun_agent.tunnel import Tunnels
+from sealrun_agent.vault import Vault
 from sealrun_agent.version import VERSION
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ _CONTAINERS: Final = 64  # in one sandbox: a pod has a few
 _EXECUTIONS: Final = (
     128  # at once, in one sandbox: each is a process, some are a thread for a while
 )
+_SANDBOX: Final = "."  # the owner of tunnels that are no container's
 _SIGNALS: Final = range(65)
 _TERMINAL_SIZES: Final = range(1 << 16)
 _CPUS: Final = range(1, 4097)
@@ -55,9 +58,10 @@ class Machine(NamedTuple):
     tee: as in Hello. directory: private, for bundles and sockets. bind: has the TEE vouch for the
     init-data; raises AttestError where it is not what the VM was launched with. images: made once the
     policy is known. evidence: fresh, over report data, as JSON of {tee, evidence}; any thread.
-    record: writes an event into the TEE's log (domain, operation, content). crun_options: more
-    global options for crun. load_drivers: of devices that came after the boot.
-    take_added: use what the VM was given since, and say how many CPUs are online; raises RunError."""
+    vault: the tenant's broker, with a way to it. record: writes an event into the TEE's log (domain,
+    operation, content). crun_options: more global options for crun. load_drivers: of devices that
+    came after the boot. take_added: use what the VM was given since, and say how many CPUs are
+    online; raises RunError."""
 
     tee: str
     directory: str
@@ -68,7 +72,8 @@ class Machine(NamedTuple):
     shares: Shares
     evidence: Callable[[init_data.InitData, bytes], bytes]
     take_added: Callable[[], int]
-    record: Callable[[str, str, dict[str, str]], None] = lambda _domain, _operation, _content: None
+    vault: Callable[[init_data.InitData, Dial], Vault]
+    record: Callable[[str, str, dict[str, str]], bool] = lambda _domain, _operation, _content: False
     crun_options: tuple[str, ...] = ()
     load_drivers: Callable[[], None] = lambda: None
 
@@ -266,6 +271,8 @@ class Service:
             ) from error
         for name in policy.init_data.ignored:
             _console(f"the init-data's document {name!a} is not obeyed by this agent")
+        vault = machine.vault(policy.init_data, self._tunnels.dialler(_SANDBOX))
+        self._serve_workload(policy.init_data.workload, vault)
         self._policy = policy
         self._here = Surroundings(
             events=self._events,
@@ -280,7 +287,15 @@ class Service:
             attempt=attempt,
             tenant=policy.tenant,
             decided=self._decided,
+            unseal=vault.unseal,
         )
+
+    def _serve_workload(self, wishes: init_data.Workload, vault: Vault) -> None:
+        """Off unless the tenant turns it on."""
+        if wishes.api:
+            from sealrun_agent.workload_api import WorkloadApi
+
+            WorkloadApi(vault, wishes.api)
 
     def _configure_network(self, network: Network, answer: Answer) -> None:
         if self._network is None:

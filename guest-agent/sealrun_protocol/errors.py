@@ -43,6 +43,7 @@ class ErrorCode(StrEnum):
     EVIDENCE_REFUSED = "evidence-refused"
     KEY_DENIED = "key-denied"
     KEY_NOT_FOUND = "key-not-found"
+    SEAL_INVALID = "seal-invalid"
     # pull
     REFERENCE_INVALID = "reference-invalid"
     ENDPOINT_REFUSED = "endpoint-refused"
@@ -141,6 +142,10 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ErrorCode.KEY_NOT_FOUND: ErrorInfo(
         "the key broker has no such key",
         "store the key in the broker under the name that the init-data gives",
+    ),
+    ErrorCode.SEAL_INVALID: ErrorInfo(
+        "a sealed secret cannot be opened",
+        "seal it again; its signer's public key must be in the broker under the name that it gives",
     ),
     ErrorCode.REFERENCE_INVALID: ErrorInfo(
         "the image reference cannot be read",

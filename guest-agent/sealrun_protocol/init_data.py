@@ -6,7 +6,7 @@ CoCo's TOML container::
     algorithm = "sha256"         # or sha384, sha512
     [data]
     "aa.toml" = '''…'''          # CoCo's: token_configs.kbs.url and .cert name the key broker
-    "sealrun.toml" = '''…'''     # ours: those of `Attestation`, `Image`, `Container`, `Host`
+    "sealrun.toml" = '''…'''     # ours: `Attestation`, `Image`, `Container`, `Host`, `Workload`
 
 The digest is taken over the exact bytes of the text. The host may read all of it: init-data has
 integrity, not confidentiality.
@@ -31,6 +31,7 @@ from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_uri
 
 VERSION: Final = "0.1.0"
 ALGORITHMS: Final = ("sha256", "sha384", "sha512")
+APIS: Final = ("resource", "attestation")
 TEES: Final = ("snp", "tdx", "tpm")
 KEYS: Final = ("ECDH-ES+A256KW-P256", "ECDH-ES+A256KW-P521", "RSA-OAEP-256")
 BROKER_DOCUMENT: Final = "aa.toml"
@@ -145,6 +146,17 @@ def _components(path: str) -> list[str]:
     return [part for part in path.split("/") if part]
 
 
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """`[workload]` of sealrun.toml: what the containers may ask of the agent, at 127.0.0.1:8006 as CoCo's
+    workloads do.
+
+    api: of APIS. resource: whatever the broker gives to this VM. attestation: tokens, evidence over data
+        of the container's choice, and entries in the event log.
+    """
+
+    api: tuple[str, ...] = ()
+
+
 class InitData(NamedTuple):
     """One accepted document. digest: over `text`, with `algorithm` (32, 48 or 64 bytes)."""
 
@@ -157,6 +169,7 @@ class InitData(NamedTuple):
     ignored: tuple[str, ...]
     host: Host = Host()
     container: Container = Container()
+    workload: Workload = Workload()
 
 
 ABSENT: Final = InitData(b"", ALGORITHMS[0], b"", None, Attestation(), Image(), ())
@@ -175,17 +188,14 @@ def parse(text: bytes) -> InitData:
     algorithm = _algorithm(container.get("algorithm"))
     documents = _documents(container.get("data"))
     _refuse_protections(documents)
-    attestation, image, host, inside = _our_document(documents.get(OUR_DOCUMENT, ""))
+    ours = _our_document(documents.get(OUR_DOCUMENT, ""))
     return InitData(
         text=text,
         algorithm=algorithm,
         digest=hashlib.new(algorithm, text).digest(),
         broker=_broker(documents.get(BROKER_DOCUMENT, "")),
-        attestation=attestation,
-        image=image,
         ignored=tuple(sorted(documents.keys() - {BROKER_DOCUMENT, OUR_DOCUMENT})),
-        host=host,
-        container=inside,
+        **ours._asdict(),
     )
 
 
@@ -330,18 +340,43 @@ def _refuse_protections(documents: dict[str, str]) -> None:
         )
 
 
-def _our_document(document: str) -> tuple[Attestation, Image, Host, Container]:
+class _Ours(NamedTuple):
+    attestation: Attestation
+    image: Image
+    container: Container
+    host: Host
+    workload: Workload
+
+
+def _our_document(document: str) -> _Ours:
     tables = _toml(document.encode(), OUR_DOCUMENT)
-    _refuse_unknown(tables, ("attestation", "image", "container", "host"), OUR_DOCUMENT)
-    host = _section(tables.get("host", {}), Host, "host")
-    inside = _section(tables.get("container", {}), Container, "container")
-    attestation = _section(tables.get("attestation", {}), Attestation, "attestation")
-    unknown = [tee for tee in attestation.tees if tee not in TEES]
-    if unknown:
-        raise InitDataInvalid(
-            f"{OUR_DOCUMENT}: attestation.tees: {unknown[0][:200]!a} is none of {', '.join(TEES)}"
-        )
-    image = _section(tables.get("image", {}), Image, "image")
+    _refuse_unknown(tables, _Ours._fields, OUR_DOCUMENT)
+    ours = _Ours(
+        attestation=_section(tables.get("attestation", {}), Attestation, "attestation"),
+        image=_section(tables.get("image", {}), Image, "image"),
+        container=_section(tables.get("container", {}), Container, "container"),
+        host=_section(tables.get("host", {}), Host, "host"),
+        workload=_section(tables.get("workload", {}), Workload, "workload"),
+    )
+    _check_image(ours.image)
+    for name, given, known in (
+        ("attestation.tees", ours.attestation.tees, TEES),
+        ("workload.api", ours.workload.api, APIS),
+    ):
+        for unknown in set(given) - set(known):
+            raise InitDataInvalid(
+                f"{OUR_DOCUMENT}: {name}: {unknown[:200]!a} is none of {', '.join(known)}"
+            )
+    for place in ours.host.insecure_shared_directories:
+        if not place.startswith("/") or {".", ".."}.intersection(place.split("/")):
+            raise InitDataInvalid(
+                f"{OUR_DOCUMENT}: host.insecure_shared_directories: {place[:200]!a} is not an "
+                "absolute path"
+            )
+    return ours
+
+
+def _check_image(image: Image) -> None:
     where = f"{OUR_DOCUMENT}: image"
     for uri in image.decryption_keys:
         try:
@@ -353,15 +388,8 @@ def _our_document(document: str) -> tuple[Attestation, Image, Host, Container]:
             raise InitDataInvalid(
                 f"{where}.insecure_registries: {registry[:200]!a} is not host[:port]"
             )
-    for place in host.insecure_shared_directories:
-        if not place.startswith("/") or {".", ".."}.intersection(place.split("/")):
-            raise InitDataInvalid(
-                f"{OUR_DOCUMENT}: host.insecure_shared_directories: {place[:200]!a} is not an "
-                "absolute path"
-            )
     if image.ca_certificates and _CERTIFICATE not in image.ca_certificates:
         raise InitDataInvalid(f"{where}.ca_certificates must be certificates in PEM")
-    return attestation, image, host, inside
 
 
 def _section(table: object, kind: type[_Section], name: str) -> _Section:

@@ -36,6 +36,12 @@ HTTP_HEADER_BYTES: Final = 64 * KIB
 HTTP_SECONDS: Final = 60  # without a byte from the peer
 HTTP_BYTES_PER_SECOND: Final = 1 * KIB  # less than that, while we wait, is a peer that holds us
 
+# What the workload asks of the agent
+API_CONNECTIONS: Final = 16  # at once
+API_HEAD_BYTES: Final = 16 * KIB
+API_BODY_BYTES: Final = 64 * KIB
+API_SECONDS: Final = 30  # until a request must be complete
+
 # The event log
 EVENTS: Final = 1024  # that the agent records: images that were pulled, decisions that were taken
 
@@ -45,5 +51,6 @@ BROKER_SECONDS: Final = 60  # one request and its whole answer, however slowly i
 BROKER_PATIENCE_SECONDS: Final = 10  # for a broker that cannot be reached: it may be starting
 BROKER_TOKEN_BYTES: Final = 256 * KIB  # what a broker gives as the proof of an attestation
 BROKER_HEADER_BYTES: Final = 32 * KIB  # the longest token that is sent in a header
+SEALED_SECRET_BYTES: Final = 256 * KIB  # one, as text
 BROKER_ATTEMPTS: Final = 2  # for one resource: as it is, and after a new handshake
 BROKER_DETAIL_CHARACTERS: Final = 200  # of its own words, in an error's text

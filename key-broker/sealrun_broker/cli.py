@@ -1,8 +1,9 @@
-"""The command line: init, serve, add-resource, add-reference, policy, verify, admin-token, log.
+"""The command line: init, serve, add-resource, add-reference, policy, verify, seal, admin-token, log.
 
 Errors are one line; the exit status is 1 then, and 1 where `verify` does not accept."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -65,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     policy = command("policy", _policy, "check and print the policy")
     policy.add_argument("--set", metavar="FILE", help="check that file and put it in place")
     _verify_options(command("verify", _verify, "appraise an evidence file, offline", home=False))
+    signer = command("seal-key", _seal_key, "make a key that signs sealed secrets", home=False)
+    signer.add_argument("prefix", metavar="PREFIX", help="of PREFIX-private.json, -public.json")
+    _seal_options(command("seal", _seal, "make a sealed secret for a guest", home=False))
     token = command("admin-token", _admin_token, "print a bearer token of an administrator")
     token.add_argument("--seconds", type=int, default=300, metavar="N", help="its life")
     command("log", _log, "print what was asked and decided")
@@ -105,6 +109,18 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference-values", metavar="FILE", help="a JSON object")
     parser.add_argument("--policy", metavar="FILE", help="a policy.toml, for its [evidence]")
     parser.add_argument("--time", type=int, metavar="UNIX", help="judge as of then, not now")
+
+
+def _seal_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--signer", required=True, metavar="FILE", help="PREFIX-private.json")
+    parser.add_argument("--kid", required=True, metavar="URI", help="of the signer's public key")
+    kinds = parser.add_subparsers(required=True, dest="kind", metavar="KIND")
+    vault = kinds.add_parser("vault", help="a resource's name; the resource is the secret")
+    vault.add_argument("uri", metavar="URI", help="kbs:///repository/type/tag")
+    envelope = kinds.add_parser("envelope", help="a file, encrypted with a key that is a resource")
+    envelope.add_argument("--key", required=True, metavar="FILE", help="the key, 32 bytes")
+    envelope.add_argument("--key-id", required=True, metavar="URI", help="the key's resource")
+    envelope.add_argument("file", metavar="FILE", help="- for the standard input")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -223,6 +239,29 @@ def _report_data(options: argparse.Namespace) -> bytes:
             f"cannot use --{name}: it is not {lengths.start} to {lengths.stop - 1} bytes long"
         )
     return bound_to(given) if name == "nonce" else given
+
+
+def _seal_key(options: argparse.Namespace) -> None:
+    from sealrun_broker.sealing import new_signer
+
+    private, public = new_signer()
+    try:
+        directory.write(os.path.abspath(f"{options.prefix}-private.json"), private)
+        directory.write(os.path.abspath(f"{options.prefix}-public.json"), public, 0o644)
+    except OSError as error:
+        raise BrokerError(f"cannot write {options.prefix}-….json: {error.strerror}") from error
+    print(f"store {options.prefix}-public.json as a resource, and seal with its URI as --kid")
+
+
+def _seal(options: argparse.Namespace) -> None:
+    from sealrun_broker import sealing
+
+    if options.kind == "vault":
+        payload = sealing.vault(options.uri)
+    else:
+        content = _content(options.file, bounds.RESOURCE_BYTES)
+        payload = sealing.envelope(content, directory.read(options.key), options.key_id)
+    print(sealing.sealed(payload, directory.read(options.signer), options.kid))
 
 
 def _content(file: str, limit: int) -> bytes:

@@ -36,8 +36,15 @@ class _Header(msgspec.Struct, frozen=True):
 
 def sign(claims: dict[str, Any], key: PrivateKey, **header: Any) -> str:
     """The compact form. `header` is added to typ and alg."""
-    first = {"typ": "JWT", "alg": _algorithm(key.public_key()), **header}
-    signed = ".".join(base64url.encode(msgspec.json.encode(part)) for part in (first, claims))
+    return sign_text(msgspec.json.encode(claims), key, typ="JWT", **header)
+
+
+def sign_text(payload: bytes, key: PrivateKey, **header: Any) -> str:
+    """The compact form of a JWS over any text. `header` is added to alg."""
+    alg = {"alg": _algorithm(key.public_key())}
+    first = {"typ": header.pop("typ")} | alg if "typ" in header else alg
+    parts = (msgspec.json.encode({**first, **header}), payload)
+    signed = ".".join(map(base64url.encode, parts))
     if isinstance(key, ed25519.Ed25519PrivateKey):
         signature = key.sign(signed.encode())
     else:

@@ -314,7 +314,7 @@ def test_patience_has_an_end(broker: Simulator) -> None:
         assert broker.steps() == ["auth"] * 3
         with pytest.raises(AttestError):
             kbs.resource(URI)
-        assert broker.steps() == ["auth"] * 4, "it is the client's, not each request's"
+        assert broker.steps() == ["auth"] * 6, "it is for each wish"
 
 
 def test_a_token_that_is_too_long_is_no_token(broker: Simulator, kbs: KeyBroker) -> None:

@@ -30,6 +30,7 @@ from sealrun_agent.errors import AttestError, DialFailed, PullError, VerifyError
 from sealrun_agent.policy import Policy
 from sealrun_agent.service import Machine, serve
 from sealrun_agent.shared_tree import SharedTree
+from sealrun_agent.vault import Vault
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.init_data import InitData
 from simulators import simulated_share
@@ -196,6 +197,7 @@ def main() -> None:
         images=BusyboxImages,
         shares=SharedTree(f"{DIRECTORY}/host", mount_shared),
         evidence=choice.evidence,
+        vault=lambda init_data, dial: Vault(init_data, choice, dial),
         record=choice.record,
         take_added=lambda: CPUS,
     )

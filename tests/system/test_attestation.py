@@ -1,17 +1,25 @@
 """A measured boot, a real quote, a key: the whole way from the VM's TPM to the tenant's broker."""
 
+import base64
+import hashlib
 import json
 import shutil
 import subprocess
+import time
+import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fixtures import oci, traces
+from fixtures import kbs, oci, traces
 from fixtures import podman as podmans
 from fixtures import workload as workloads
 from fixtures.broker import LAUNCHER, RunningBroker, command, running_broker
+from sealrun_agent.attestation import tee_key
+from sealrun_agent.attestation.report_data import report_data
+from sealrun_broker import base64url
 
 pytestmark = [pytest.mark.vm, pytest.mark.tpm, pytest.mark.podman, pytest.mark.root]
 
@@ -20,6 +28,7 @@ POLICY = """\
 path = "default/key/*"
 tee = ["tpm"]
 """
+SESSION_SECONDS = 20
 SLEEP = "sleep 1000"
 VISITOR = "attest-visitor"
 SEALED = "attest-sealed"
@@ -108,7 +117,9 @@ def tpm_broker(
     identity: dict[str, list[str]],
 ) -> Iterator[RunningBroker]:
     """A key broker that knows this host's VMs."""
-    with running_broker(tmp_path_factory.mktemp("tpm-broker"), policy=POLICY) as running:
+    options = ("--session-seconds", str(SESSION_SECONDS))
+    place = tmp_path_factory.mktemp("tpm-broker")
+    with running_broker(place, *options, policy=POLICY) as running:
         running.add_resource(workloads.KEY_NAME, workload.key.private.read_bytes())
         for name, values in identity.items():
             command("add-reference", str(running.directory), name, *values)
@@ -158,21 +169,192 @@ def test_an_evidence_file_is_verified_elsewhere(visitor: str, tmp_path: Path) ->
         assert (done.returncode, json.loads(done.stdout)["genuine"]) == (1, genuine)
 
 
-def test_the_key_is_given_to_a_vm_that_proves_what_it_is(
+SEALED_FOR = "a word that only the guest may read"
+PRINT = "cat /secret; echo; echo $FROM_VAULT; echo $FROM_ENVELOPE; sleep 1000"
+RESOURCE = "http://127.0.0.1:8006/cdh/resource/default/key/word"
+
+
+@pytest.fixture(scope="module")
+def sealed_secrets(
+    tpm_broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """Two variables for a container, whose values are in the broker and in themselves."""
+    place = tmp_path_factory.mktemp("signer")
+    command("seal-key", str(place / "signer"))
+    (place / "key").write_bytes(bytes(range(32)))
+    for name, content in (
+        ("signer", (place / "signer-public.json").read_bytes()),
+        ("sealing", (place / "key").read_bytes()),
+        ("word", SEALED_FOR.encode()),
+    ):
+        tpm_broker.add_resource(f"default/key/{name}", content)
+    seal = ("seal", "--signer", str(place / "signer-private.json"))
+    seal += ("--kid", "kbs:///default/key/signer")
+    envelope = ("--key", str(place / "key"), "--key-id", "kbs:///default/key/sealing", "-")
+    vault = command(*seal, "vault", "kbs:///default/key/word")
+    return [
+        f"FROM_VAULT={vault.strip()}",
+        f"FROM_ENVELOPE={command(*seal, 'envelope', *envelope, stdin=SEALED_FOR.encode()).strip()}",
+    ]
+
+
+class Sealed(NamedTuple):
+    """A running container of the encrypted image, in a VM that proved what it is."""
+
+    runtime: oci.Runtime
+    broker: RunningBroker
+    init_data: bytes
+    stdout: Path
+
+    def ask(self, url: str) -> tuple[bool, bytes]:
+        """What the agent says to the container: whether it was given something, and what."""
+        done = self.runtime("exec", SEALED, "wget", "-q", "-O", "-", url)
+        return done.ok, done.stdout
+
+    def refusal(self) -> str:
+        """Why the broker did not give the word, as its log says."""
+        given, _ = self.ask(RESOURCE)
+        assert not given
+        last = self.broker.log().splitlines()[-1]
+        assert " get default/key/word " in last
+        return last.partition(" get default/key/word ")[2]
+
+
+@pytest.fixture(scope="module")
+def container(
     runtime: oci.Runtime,
-    bundle: Bundle,
-    sealed: workloads.Annotations,
     tpm_broker: RunningBroker,
-) -> None:
-    place = bundle("cat /secret", sealed)
+    workload: workloads.Workload,
+    sealed_secrets: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Sealed:
+    wishes = f'{workloads.ANY_PROCESS}[workload]\napi = ["resource", "attestation"]\n'
+    more = f'insecure_registries = ["{workload.registry.address}"]\nallowed = ["{workload.encrypted}"]\n{wishes}'
+    text = tpm_broker.init_data(keys=(workloads.KEY_URI,), sample=False, more=more)
+    given = workloads.annotations(workload.encrypted, text)
+    env = ["PATH=/bin", *sealed_secrets]
+    place = tmp_path_factory.mktemp("sealed") / "bundle"
+    rootfs = oci.busybox_tree(place.with_name("rootfs"))
+    oci.bundle(place, rootfs, PRINT, given, env=env)
     created = runtime.create(place, SEALED)
     assert created.ok, created.stderr
     assert runtime("start", SEALED).ok
-    runtime.wait_for(SEALED, "stopped")
-    assert (place / "stdout").read_bytes() == workloads.SECRET
-    assert "get default/key/workload ok tee=tpm" in tpm_broker.log()
-    assert runtime("delete", SEALED).ok
-    traces.wait_until_gone(SEALED, podmans.STATE_ROOT)
+    return Sealed(runtime, tpm_broker, text, place / "stdout")
+
+
+def test_the_key_is_given_to_a_vm_that_proves_what_it_is(container: Sealed) -> None:
+    """The image was opened, and the sealed variables with it."""
+    wanted = [workloads.SECRET, SEALED_FOR.encode(), SEALED_FOR.encode()]
+    deadline = time.monotonic() + 60
+    while len(lines := container.stdout.read_bytes().splitlines()) < len(wanted):
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.1)
+    assert lines == wanted
+    assert "get default/key/workload ok tee=tpm" in container.broker.log()
+    config = (podmans.STATE_ROOT / SEALED / "oci.json").read_bytes()
+    assert SEALED_FOR.encode() not in config
+
+
+def test_the_workload_asks_for_itself(container: Sealed) -> None:
+    assert container.ask(RESOURCE) == (True, SEALED_FOR.encode())
+    given, info = container.ask("http://127.0.0.1:8006/info")
+    assert given
+    assert json.loads(info)["tee"] == "tpm"
+
+
+@contextmanager
+def reference(broker: RunningBroker, name: str, *values: str) -> Iterator[None]:
+    """Another reference value, for the time of a block."""
+    path = broker.directory / "reference-values.json"
+    before = path.read_bytes()
+    command("add-reference", str(broker.directory), name, *values)
+    yield
+    path.write_bytes(before)
+
+
+@contextmanager
+def policy(broker: RunningBroker, *lines: str) -> Iterator[None]:
+    """One more condition, for the time of a block."""
+    broker.write_policy(POLICY + "\n".join(lines) + "\n")
+    yield
+    broker.write_policy(POLICY)
+
+
+def test_what_is_taken_away_is_gone_at_once(
+    container: Sealed, workload: workloads.Workload
+) -> None:
+    """A wrong PCR, an attestation key that is trusted no more, another init-data, a key for another
+    image, a revoked resource: each with the reason, and each time the key is given again after it.
+
+    The programs that ask have the container's environment, and its values need no broker anew."""
+    broker, image = container.broker, workload.encrypted.partition("@")[2]
+    with reference(broker, "tpm_pcr09", "00" * 32):
+        assert "PCR 9 is not among the reference values tpm_pcr09" in container.refusal()
+    with reference(broker, "trusted_aks"):
+        assert "there are no reference values trusted_aks" in container.refusal()
+    with reference(broker, "trusted_aks", "AAAA"):
+        assert "the attestation key is not among" in container.refusal()
+    with policy(broker, f'init_data = ["{"0" * 64}"]'):
+        assert "its init-data is another one" in container.refusal()
+    with policy(broker, f'images = ["sha256:{"0" * 64}"]'):
+        assert "it pulled another image" in container.refusal()
+    digest = hashlib.sha256(container.init_data).hexdigest()
+    with policy(broker, f'init_data = ["{digest}"]', f'images = ["{image}"]'):
+        assert container.ask(RESOURCE)[0]
+    broker.delete_resource("default/key/word")
+    assert container.refusal().startswith("not-found")
+    broker.add_resource("default/key/word", SEALED_FOR.encode())
+    assert container.ask(RESOURCE)[0]
+
+
+def test_evidence_serves_once(container: Sealed) -> None:
+    """A handshake by hand with the TPM's evidence: good once, worth nothing when it is replayed."""
+    broker, key = container.broker, tee_key.generate()
+    challenge = kbs.auth(broker, tee="tpm")
+
+    def body(nonce: str) -> dict[str, Any]:
+        return {
+            "init-data": {"format": "toml", "body": container.init_data.decode()},
+            "runtime-data": {"nonce": nonce, "tee-pubkey": key.public},
+            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
+        }
+
+    nonce = challenge.json["nonce"]
+    data = base64.b64encode(report_data(nonce, key.public)).decode()
+    query = urllib.parse.urlencode({"runtime_data": data, "encoding": "base64"})
+    given, text = container.ask(f"http://127.0.0.1:8006/aa/evidence?{query}")
+    assert given
+    evidence = json.loads(text)
+    attested = kbs.attest(broker, challenge.cookie, body(nonce))
+    assert attested.status == 200
+    other = kbs.auth(broker, tee="tpm")
+    for replayed, said in (
+        (nonce, "the nonce is not that of this session"),
+        (other.json["nonce"], "is not the hash of this session's nonce and key"),
+    ):
+        answer = kbs.attest(broker, other.cookie, body(replayed))
+        assert (answer.status, answer.error) == (401, "AttestationError")
+        assert said in answer.json["detail"]
+        other = kbs.auth(broker, tee="tpm")
+    _stale(broker, attested.json["token"])
+
+
+def _stale(broker: RunningBroker, token: str) -> None:
+    """A token of the VM's serves as bearer, and no longer than it says."""
+    bearer = {"Authorization": f"Bearer {token}"}
+    assert kbs.ask(broker, "GET", "/kbs/v0/resource/default/key/word", **bearer).status == 200
+    claims = json.loads(base64url.decode(token.split(".")[1]))
+    time.sleep(max(0.0, claims["exp"] - time.time()) + 1)
+    answer = kbs.ask(broker, "GET", "/kbs/v0/resource/default/key/word", **bearer)
+    assert (answer.status, answer.error) == (401, "TokenVerifierError")
+    assert "the token has expired" in answer.json["detail"]
+
+
+def test_a_session_that_ended_is_renewed_by_the_guest(container: Sealed) -> None:
+    before = container.broker.log().count(" attest ok ")
+    time.sleep(SESSION_SECONDS + 2)
+    assert container.ask(RESOURCE)[0]
+    assert container.broker.log().count(" attest ok ") > before
 
 
 def test_a_vm_that_booted_something_else_gets_nothing(

@@ -67,22 +67,24 @@ class Attester(ABC):
         with self._lock:
             return self.quote(report_data, b"".join(self._entries.values()))
 
-    def record(self, domain: str, operation: str, content: Mapping[str, str]) -> None:
+    def record(self, domain: str, operation: str, content: Mapping[str, str] | str) -> bool:
         """Write an event into the log and the register: the first of its kind, since what a host may
-        repeat at will must not fill the log. Nothing where there is no register.
+        repeat at will must not fill the log. False where there is no register. content: JSON, or text
+        without line feeds.
 
         Raises AttestError(TEE_UNAVAILABLE)."""
         if self.register is None:
-            return
-        text = canonical(content).decode()
+            return False
+        text = content if isinstance(content, str) else canonical(content).decode()
         new = event_log.entry(self.register, self.algorithm, domain, operation, text)
         with self._lock:
             if new.digest in self._entries:
-                return
+                return True
             if len(self._entries) >= limits.EVENTS:
                 raise AttestError(ErrorCode.TEE_UNAVAILABLE, "cannot record: the event log is full")
             self.extend(new.digest)
             self._entries[new.digest] = new.data
+        return True
 
 
 def detect(root: str = "") -> Attester | None:

@@ -74,11 +74,10 @@ class Choice:
             {"tee": attester.tee, "evidence": attester.evidence(report_data)}
         )
 
-    def record(self, domain: str, operation: str, content: dict[str, str]) -> None:
-        """Write an event into the hardware's log; nothing where there is none. Raises AttestError."""
+    def record(self, domain: str, operation: str, content: dict[str, str] | str) -> bool:
+        """Write an event into the hardware's log; False where there is none. Raises AttestError."""
         hardware = self._hardware()
-        if hardware is not None:
-            hardware.record(domain, operation, content)
+        return hardware is not None and hardware.record(domain, operation, content)
 
     def _hardware(self) -> Attester | None:
         if self._refusal is not None:

@@ -99,14 +99,14 @@ class KeyBroker:
         seconds: float = limits.BROKER_SECONDS,
         patience: float = limits.BROKER_PATIENCE_SECONDS,
     ) -> None:
-        """`seconds` bounds each request with its answer, `patience` all that is spent on asking a broker
-        again that cannot be reached. Nothing is sent before it is needed."""
+        """`seconds` bounds each request with its answer, `patience` what is spent for one wish on
+        asking a broker again that cannot be reached. Nothing is sent before it is needed."""
         self._attester = attester
         self._init_data = init_data
         self._url = broker.url
         self._http = BrokerHttp(broker, dial, seconds)
         self._kind = broker.key
-        self._patience = patience
+        self._patience = self._left = patience
         self._key: tee_key.TeeKey | None = None
         self._session: Session | None = None
 
@@ -116,6 +116,7 @@ class KeyBroker:
             path = f"{BASE_PATH}/resource/{parse_uri(uri)}"
         except ResourceNameInvalid as error:
             raise AttestError(ErrorCode.INIT_DATA_INVALID, f"key: {error}") from error
+        self._left = self._patience
         answer = self._ask(path)
         if answer.status != HTTPStatus.OK:
             raise self._no_resource(uri, answer)
@@ -127,6 +128,7 @@ class KeyBroker:
 
     def token(self) -> tuple[str, "tee_key.TeeKey"]:
         """The broker's token of a fresh attestation, and the key that it is for. Raises AttestError."""
+        self._left = self._patience
         session = self._patiently(self._handshake)
         assert self._key is not None
         return session.token, self._key
@@ -158,8 +160,8 @@ class KeyBroker:
             try:
                 return work()
             except AttestError as error:
-                self._patience -= time.monotonic() - started + pause
-                if error.code is not ErrorCode.BROKER_UNREACHABLE or self._patience <= 0:
+                self._left -= time.monotonic() - started + pause
+                if error.code is not ErrorCode.BROKER_UNREACHABLE or self._left <= 0:
                     raise
             time.sleep(pause)
             pause *= 2

@@ -25,6 +25,16 @@ class TeeKey(NamedTuple):
         """What was encrypted for this key. Raises JweInvalid."""
         return open_jwe(jwe, self.private)
 
+    def pem(self) -> bytes:
+        """The private half, PKCS #8."""
+        from cryptography.hazmat.primitives import serialization
+
+        return self.private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+
 
 def generate(kind: str = _P256) -> TeeKey:
     """A new key pair of one of init_data.KEYS."""

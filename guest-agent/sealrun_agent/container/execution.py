@@ -18,6 +18,7 @@ from sealrun_protocol.errors import ErrorCode
 from sealrun_agent.container import process
 from sealrun_agent.container.cgroup import Cgroup
 from sealrun_agent.container.crun import Execution
+from sealrun_agent.container.sealed import opened_process
 from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Surroundings
 from sealrun_agent.container.worker import Worker
@@ -124,7 +125,7 @@ class Executed:
         here, request = self._here, self._request
         with ExitStack() as always, ExitStack() as undo:
             always.callback(self._stdio.close_theirs)
-            program = process.decode(request)
+            program = opened_process(process.decode(request), here.unseal)
             # Ids of requests are unique; a container's name does not begin with a dot.
             files = _write_files(f"{here.directory}/.exec/{request.id}", process.encode(program))
             always.callback(_remove_files, files)

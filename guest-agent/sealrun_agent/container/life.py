@@ -27,6 +27,7 @@ from sealrun_agent.container.cgroup import Cgroup
 from sealrun_agent.container.execution import Executions
 from sealrun_agent.container.linux import accept_update
 from sealrun_agent.container.listing import list_processes
+from sealrun_agent.container.sealed import opened, remembering
 from sealrun_agent.container.statistics import read_statistics
 from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Order, Success, Surroundings
@@ -71,6 +72,7 @@ class Container:
     ) -> None:
         """Begin to create. `gone` is called when nothing of the container is left, before `answer`
         where creating failed. The request's stream ids are free to use."""
+        here = here._replace(unseal=remembering(here.unseal))
         self._here, self._id, self._gone = here, request.container, gone
         self._state = self._before_pause = State.CREATING
         self._unwanted = threading.Event()
@@ -221,6 +223,7 @@ class Container:
             if here.tenant is not None and rootfs.program is not None:
                 restricted = restrict(accepted.spec, rootfs.program, here.tenant)
                 accepted = accepted._replace(spec=restricted)
+            accepted = opened(accepted, here.unseal)
             self._progress(Phase.START, "creating the container", 0, 0)
             bundle.make_device_directory(accepted, rootfs.path)
             bundle.set_network_sysctl(accepted.network_sysctl)

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, Protocol
 from sealrun_protocol.errors import Phase
 
 from sealrun_agent.container.crun import Crun
+from sealrun_agent.container.sealed import Unseal
 from sealrun_agent.container.worker import Attempt
 from sealrun_agent.container.workload import Program, Tenant
 from sealrun_agent.dial import Dial
@@ -79,7 +80,7 @@ class Surroundings(NamedTuple):
 
     progress: (container, phase, text, done bytes, total bytes), any thread. decided: is told what the
     tenant's policy said to a wish of the host's (what, allowed), any thread; raises AgentError where it
-    cannot be recorded, and then nothing may come of the wish."""
+    cannot be recorded, and then nothing may come of the wish. unseal: the value of a sealed secret."""
 
     events: Loop
     streams: Streams
@@ -91,5 +92,6 @@ class Surroundings(NamedTuple):
     post: Post
     progress: Callable[[str, Phase, str, int, int], None]
     attempt: Attempt
+    unseal: Unseal
     tenant: Tenant | None = None
     decided: Callable[[str, bool], None] = lambda _what, _allowed: None

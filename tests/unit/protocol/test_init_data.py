@@ -229,6 +229,8 @@ def test_broker_urls_that_are_none(url: str) -> None:
         (container(ours="[imagee]\n"), "'imagee', did you mean image?"),
         (container(ours="image = 1\n"), "sealrun.toml: image must be a table"),
         (container(ours="[image]\nallow = []\n"), "'allow', did you mean allowed?"),
+        (container(ours="[workload]\napi = ['all']\n"), "workload.api: 'all' is none of resource"),
+        (container(ours="[workload]\nresources = []\n"), "sealrun.toml: workload"),
         (container(ours="[image]\nzzz = []\n"), "known are allowed, decryption_keys"),
         (container(ours="[image]\nallowed = 'a'\n"), "image.allowed: expected `array"),
         (container(ours="[image]\nallowed = [1]\n"), "image.allowed[0]: expected `str`"),
