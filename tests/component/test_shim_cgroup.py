@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fixtures.shim import Shim, alive, running, terminate, wait
 from sealrun_runtime import leftovers, store
-from sealrun_runtime.shim.cgroup import Hierarchy, hierarchies
+from sealrun_runtime.shim.cgroup import Cgroup, Hierarchy, hierarchies
 
 pytestmark = pytest.mark.root
 
@@ -118,3 +118,22 @@ def test_without_a_path_nothing_is_made(tmp_path: Path) -> None:
         here = Path("/proc/self/cgroup").read_text()
         assert Path(f"/proc/{shim.process.pid}/cgroup").read_text() == here
         assert shim.directory.read(store.CGROUPS) == b""
+
+
+def test_two_vms_of_one_pod_have_cgroups_of_their_own(
+    tmp_path: Path, where: list[Hierarchy], parent: str
+) -> None:
+    """A pod that is restarted has, for a while, two in the cgroup of its infra container: the first to
+    go takes nothing from the second, and the second leaves nothing."""
+    infra = f"{parent}/infra"
+    cgroups = []
+    for name in ("first", "second"):
+        directory = store.make_container(str(tmp_path / "root"), name)
+        cgroup = Cgroup(directory, where, f"{infra}/sealrun-{name}", own=2)
+        cgroup.make()
+        cgroups.append((cgroup, directory))
+    for cgroup, directory in cgroups:
+        cgroup.remove()
+        leftovers.remove(directory, patience=0)
+        still = [one.mount for one in where if os.path.exists(one.mount + infra)]
+        assert still == ([one.mount for one in where] if cgroup is cgroups[0][0] else [])

@@ -81,11 +81,17 @@ def _slice(name: str) -> str:
 class Cgroup:
     """The sandbox's directories, one in each hierarchy."""
 
-    def __init__(self, directory: Directory, where: list[Hierarchy], path: str) -> None:
-        """directory: the state directory that notes what is made. path: from `directory_of`."""
+    def __init__(
+        self, directory: Directory, where: list[Hierarchy], path: str, own: int = 0
+    ) -> None:
+        """directory: the state directory that notes what is made. path: from `directory_of`; of its
+        last `own` components we are in charge, whoever made them."""
         self._directory = directory
         self._leaves = [(one, one.mount + path) for one in where]
         self._made: list[str] = []
+        self._ours: set[str] = set()
+        for _, leaf in self._leaves:
+            self._ours.update([leaf, os.path.dirname(leaf)][:own])
         self._home: dict[str, str] = {}
 
     def make(self) -> None:
@@ -131,10 +137,11 @@ class Cgroup:
                 return
 
     def _make_one(self, hierarchy: Hierarchy, path: str) -> None:
-        if not os.path.isdir(path):
-            if path not in self._made:
-                self._directory.append(CGROUPS, path)
-                self._made.append(path)
+        missing = not os.path.isdir(path)
+        if (missing or path in self._ours) and path not in self._made:
+            self._directory.append(CGROUPS, path)
+            self._made.append(path)
+        if missing:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o755)
         if "cpuset" in hierarchy.controllers:

@@ -164,7 +164,7 @@ class Sandbox:
         try:
             handover, oci_config = handing.read(place)
             self._expect_open(handover)
-            cgroup = placement.make(handover, place) if not _is_infra(handover) else self._cgroup
+            cgroup = placement.make(handover, place)
         except ShimError:
             door.close()
             place.close()
@@ -227,8 +227,7 @@ class Sandbox:
         await member.dismiss()
         with contextlib.suppress(ShimError):
             await self._vm.hold(member.id, None)
-        if member.cgroup is not self._cgroup:
-            _remove(member.cgroup)
+        _remove(member.cgroup)
         member.gone.set()
         seat = self._seats.pop(member.id)
         await seat.close()
