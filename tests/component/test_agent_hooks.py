@@ -100,7 +100,7 @@ def test_one_that_fails_ends_the_start(host: Host) -> None:
 def test_one_that_takes_too_long(host: Host) -> None:
     hooks = {"createContainer": [hook(SLEEP, timeout=1), hook(NEVER)]}
     text = failed(create(host, hooks, "sh"), ErrorCode.RUNTIME_FAILED)
-    assert "executing hook `/bin/sleep`" in text
+    assert "`/bin/sleep`" in text  # crun says that its time is over, or that it was killed
 
 
 @pytest.mark.parametrize("kind", ["createContainer", "startContainer"])
