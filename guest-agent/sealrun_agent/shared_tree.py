@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -22,6 +23,8 @@ from sealrun_protocol.errors import ErrorCode
 from sealrun_agent.errors import StartError
 from sealrun_agent.image import syscall
 
+_BELIEF_SECONDS: Final = 1.5
+_POLL_SECONDS: Final = 0.05
 _RESOLVE: Final = syscall.RESOLVE_NO_SYMLINKS | syscall.RESOLVE_NO_MAGICLINKS
 
 
@@ -85,7 +88,7 @@ class SharedTree:
     def _bind(self, name: str, target: str) -> None:
         tree = os.open(self._tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            source, is_directory = _look_up(tree, name.encode())
+            source, is_directory = _look_up_soon(tree, name.encode())
         finally:
             os.close(tree)
         try:
@@ -100,6 +103,19 @@ class SharedTree:
             )
         finally:
             os.close(source)
+
+
+def _look_up_soon(tree: int, name: bytes) -> tuple[int, bool]:
+    """`_look_up` of what may be there under the name of a container that is gone: the kernel believes
+    what it knew of that for a second. Raises OSError."""
+    deadline = time.monotonic() + _BELIEF_SECONDS
+    while True:
+        try:
+            return _look_up(tree, name)
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 def _look_up(tree: int, name: bytes) -> tuple[int, bool]:

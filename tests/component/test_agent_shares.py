@@ -4,6 +4,7 @@ virtio-fs device; tests/system has that."""
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,18 @@ def test_a_host_that_shares_something_else_than_it_says(host: Host, tmp_path: Pa
     assert "Too many levels of symbolic links" in text
     assert left(host) == []
     assert host.run("true") == 0, "the sandbox goes on"
+
+
+def test_what_the_kernel_believes_of_a_name_for_a_moment_is_waited_for(host: Host) -> None:
+    """A container of a pod that is started again at once has the name of the one before it."""
+    directory = share(host, "c9")
+    (directory / "2").rename(directory / "later")
+    request = config("true", mounts=binds("/data"))
+    number = host.ask_create(container="c9", **NO_STDIO, config=request, shared_mounts=(2,))
+    time.sleep(0.3)
+    (directory / "later").rename(directory / "2")
+    answer = host.answer(number)
+    assert isinstance(answer, messages.Done), answer
 
 
 def test_a_root_that_is_a_link_is_not_the_guest_s(host: Host) -> None:
