@@ -72,12 +72,15 @@ def podman(tmp_path: Path, stub_image: None) -> Iterator[podmans.Podman]:
 def operator_settings() -> Iterator[Callable[[str], None]]:
     """operator_settings(toml) holds for every container created until the end of the test."""
 
+    directories = (OPERATOR_SETTINGS.parent, OPERATOR_SETTINGS.parent.parent)
+    made = [directory for directory in directories if not directory.exists()]
+
     def write(text: str) -> None:
         OPERATOR_SETTINGS.parent.mkdir(parents=True, exist_ok=True)
         OPERATOR_SETTINGS.write_text(text)
 
     yield write
     OPERATOR_SETTINGS.unlink(missing_ok=True)
-    for directory in (OPERATOR_SETTINGS.parent, OPERATOR_SETTINGS.parent.parent):
+    for directory in made:
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
