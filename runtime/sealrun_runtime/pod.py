@@ -56,6 +56,7 @@ def find(container: ContainerSpec, container_id: str) -> Pod | None:
     if kind == "sandbox":
         return Pod(sandbox=sandbox or container_id, infra=True, idle=True)
     if sandbox:
+        _expect_own_pids(container)
         return Pod(sandbox=sandbox)
     idle = container.args == _PAUSE and container.annotations.get(_MANAGER) == "libpod"
     if idle or _IN_A_POD.fullmatch(container.cgroups_path):
@@ -68,6 +69,15 @@ def _annotation(container: ContainerSpec, names: tuple[str, ...]) -> str:
     return next(
         (container.annotations[name] for name in names if name in container.annotations), ""
     )
+
+
+def _expect_own_pids(container: ContainerSpec) -> None:
+    """Raises InvalidRequest: the guest would make one for each container."""
+    if any(one.type == "pid" and one.path for one in container.namespaces):
+        raise InvalidRequest(
+            "containers of a pod cannot share a pid namespace yet",
+            remedy="leave pid out of what the pod shares",
+        )
 
 
 def _expect_own_namespaces(container: ContainerSpec) -> None:

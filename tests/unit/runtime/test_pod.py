@@ -70,7 +70,18 @@ def test_anothers_namespace_without_a_pod(kind: str) -> None:
     with pytest.raises(InvalidRequest, match=f"cannot share the {kind} namespace") as error:
         pod.find(spec(namespaces=(joined,)), ID)
     assert error.value.remedy == "put both into one pod"
+
+
+@pytest.mark.parametrize("kind", ["ipc", "uts", "network"])
+def test_namespaces_of_the_pod(kind: str) -> None:
+    joined = Namespace(type=kind, path="/proc/1/ns/x")
     assert pod.find(spec(namespaces=(joined,), **pods.PODMAN.member("x")), ID) == Pod(sandbox="x")
+
+
+def test_a_shared_pid_namespace_is_refused() -> None:
+    joined = Namespace(type="pid", path="/proc/1/ns/pid")
+    with pytest.raises(InvalidRequest, match="cannot share a pid namespace yet"):
+        pod.find(spec(namespaces=(joined,), **pods.PODMAN.member("x")), ID)
 
 
 def test_another_type_is_refused() -> None:
