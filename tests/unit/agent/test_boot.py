@@ -50,7 +50,12 @@ def test_kernel_file_systems_run_no_programs() -> None:
 def test_containers_get_inodes_for_small_files() -> None:
     (run,) = (mount for mount in boot.mounts(1 << 20) if mount.target == "/run")
     assert "nr_inodes=262144" in run.options.split(",")
-    assert "size=75%" in run.options.split(",")
+
+
+@pytest.mark.parametrize(("memory", "size"), [(1024, 832), (400, 208), (200, 50)])
+def test_containers_get_the_memory_that_is_not_reserved(memory: int, size: int) -> None:
+    (run,) = (mount for mount in boot.mounts(memory << 10) if mount.target == "/run")
+    assert f"size={size << 10}k" in run.options.split(",")
 
 
 @pytest.fixture
