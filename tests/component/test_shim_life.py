@@ -103,17 +103,15 @@ def test_exit_codes(shim: Shim, guest: Guest, code: int) -> None:
 
 def test_files_that_engines_bind_mount_travel_with_create(tmp_path: Path) -> None:
     (tmp_path / "resolv").write_bytes(b"nameserver 192.0.2.1\n")
-    (tmp_path / "secret").write_bytes(b"no")
-    mounts = (
-        Mount(destination="/etc/resolv.conf", type="bind", source=str(tmp_path / "resolv")),
-        Mount(destination="/etc/passwd", type="bind", source=str(tmp_path / "secret")),
-    )
+    source = str(tmp_path / "resolv")
+    mounts = (Mount(destination="/etc/resolv.conf", type="bind", source=source),)
     with running(tmp_path / "root", mounts=mounts) as shim, shim.guest() as guest:
-        assert created(shim, guest).files == {"/etc/resolv.conf": b"nameserver 192.0.2.1\n"}
+        (file,) = created(shim, guest).files.values()
+        assert file.content == b"nameserver 192.0.2.1\n"
 
 
 def test_a_file_that_is_too_large_fails_create(tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_bytes(bytes(300 << 10))
+    (tmp_path / "hosts").write_bytes(bytes(600 << 10))
     mounts = (Mount(destination="/etc/hosts", options=("rbind",), source=str(tmp_path / "hosts")),)
     with running(tmp_path / "root", mounts=mounts) as shim, shim.guest() as guest:
         request = shim.create()
