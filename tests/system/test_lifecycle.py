@@ -174,7 +174,9 @@ def test_programs_are_executed_in_a_running_container(runtime: oci.Runtime, make
     assert runtime("exec", "c1", "/bin/sh", "-c", "kill -9 $$").status == 137
     missing = runtime("exec", "c1", "no-such-program")
     assert not missing.ok and "no-such-program" in missing.stderr
-    assert runtime("exec", "c1", "/bin/sh", "-c", "kill -TERM 1").ok, "in its pid namespace"
+    # The first process ends the container, and its end may be faster than the shell's.
+    ended = runtime("exec", "c1", "/bin/sh", "-c", "kill -TERM 1")
+    assert ended.status in (0, 137), "in its pid namespace"
     runtime.wait_for("c1", "stopped")
     late = runtime("exec", "c1", "/bin/true")
     assert not late.ok and late.stderr.strip()

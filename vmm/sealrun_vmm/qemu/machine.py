@@ -91,6 +91,7 @@ class QemuMachine:
         """End the VM now. Nothing of a sandbox outlives it, so nothing is lost by SIGKILL."""
         self._end = self._end or MachineExit(orderly=True, reason="the VM was stopped")
         await self._process.kill()
+        self._qmp.close()
 
     async def resize(self, size: Size) -> None:
         """See Machine."""
