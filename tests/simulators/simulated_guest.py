@@ -17,12 +17,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulators import simulated_share
+from simulators import namespaces, simulated_share
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT_PORT = 1024
-_NAMESPACES = "--fork --pid --kill-child --mount --mount-proc --net --ipc --uts --cgroup"
-_ENTER = 'echo $$ >"$0" && exec "$@"'
 GROUP = "simulated-vm-"
 """What the names of their control groups begin with."""
 
@@ -43,13 +41,12 @@ class Guest:
                 # As the VMM does when the guest connects to CID 2.
                 channel.connect(f"{vsock}_{AGENT_PORT}")
                 program = str(ROOT / "tests/simulators/agent_machine.py")
-                group = _groups() / f"{GROUP}{os.getpid()}-{time.monotonic_ns()}"
-                group.mkdir()
-                command = ["sh", "-c", _ENTER, str(group / "cgroup.procs")]
-                command += ["unshare", *_NAMESPACES.split(), sys.executable, program]
-                namespaces = [device.namespace for device in self._devices]
-                command += [str(channel.fileno()), "none", *map(str, namespaces or [""]), ""]
-                self._process = _start(command, channel.fileno(), *namespaces)
+                name = f"{GROUP}{os.getpid()}-{time.monotonic_ns()}"
+                command = namespaces.command(namespaces.cgroups() / name)
+                command += [sys.executable, program]
+                shared = [device.namespace for device in self._devices]
+                command += [str(channel.fileno()), "none", *map(str, shared or [""]), ""]
+                self._process = _start(command, channel.fileno(), *shared)
         else:
             self._process = _start(["/bin/sleep", "1000"])
         self.pidfd = os.pidfd_open(self._process.pid)
@@ -76,18 +73,12 @@ class Guest:
 
 def has_limits() -> bool:
     """Whether a container's cgroup in it can have limits: here version 1 may have all controllers."""
-    return "pids" in (_groups() / "cgroup.subtree_control").read_text().split()
-
-
-def _groups() -> Path:
-    """Where control groups of version 2 are."""
-    unified = Path("/sys/fs/cgroup/unified")
-    return unified if unified.is_dir() else Path("/sys/fs/cgroup")
+    return "pids" in (namespaces.cgroups() / "cgroup.subtree_control").read_text().split()
 
 
 def remove_cgroups() -> None:
     """Of simulated VMs whose process has ended; one that is still in use stays for the next call."""
-    for group in _groups().glob(f"{GROUP}*"):
+    for group in namespaces.cgroups().glob(f"{GROUP}*"):
         owner = group.name.removeprefix(GROUP).partition("-")[0]
         if Path(f"/proc/{owner}").exists():
             continue
