@@ -210,8 +210,8 @@ def test_processes_in_groups_of_the_container_s_own_are_listed_and_signalled(hos
     from fixtures.agent import config
 
     script = (
-        "mkdir /sys/fs/cgroup/inner; (trap 'echo inner' HUP; echo up; while :; do sleep 0.05; done) &"
-        "echo $! >/sys/fs/cgroup/inner/cgroup.procs; trap 'echo outer; exit' HUP; echo up;"
+        "mkdir /sys/fs/cgroup/inner; (trap 'echo inner; exit' HUP; echo up; while :; do sleep 0.05; done) &"
+        "echo $! >/sys/fs/cgroup/inner/cgroup.procs; trap 'echo outer; wait; exit' HUP; echo up;"
         "while :; do sleep 0.05; done"
     )
     assert isinstance(
