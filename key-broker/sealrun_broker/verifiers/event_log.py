@@ -17,6 +17,7 @@ import msgspec
 
 from sealrun_broker import bounds
 from sealrun_broker.verifiers.binding import EvidenceInvalid
+from sealrun_broker.verifiers.reader import Reader
 
 EV_NO_ACTION: Final = 0x3
 EV_EVENT_TAG: Final = 0x6
@@ -76,31 +77,22 @@ class AgentEntry(NamedTuple):
     content: Any
 
 
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+def _read(data: bytes) -> Reader:
+    return Reader(data, "the event log", "little")
 
-    def take(self, count: int) -> bytes:
-        part = self._data[self._at : self._at + count]
-        if len(part) != count:
-            raise EvidenceInvalid("the event log is cut off")
-        self._at += count
-        return part
 
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
-
-    def over(self) -> bool:
-        """At the end of the data, or at the mark that ends a log (the rest is padding)."""
-        return self._at == len(self._data) or self._data[self._at : self._at + 8] in _END
+def _over(reader: Reader) -> bool:
+    """At the end of the data, or at the mark that ends a log (the rest is padding)."""
+    ahead = reader.ahead(8)
+    return not ahead or ahead in _END
 
 
 def parse(data: bytes) -> tuple[Event, ...]:
     """All events behind the first, which declares the algorithms. Raises EvidenceInvalid."""
-    reader = _Reader(data)
+    reader = _read(data)
     sizes = _declared(reader)
     events: list[Event] = []
-    while not reader.over():
+    while not _over(reader):
         if len(events) == bounds.LOG_EVENTS:
             raise EvidenceInvalid(f"the event log has more than {bounds.LOG_EVENTS} events")
         register, kind = reader.number(4), reader.number(4)
@@ -116,13 +108,13 @@ def parse(data: bytes) -> tuple[Event, ...]:
     return tuple(events)
 
 
-def _declared(reader: _Reader) -> dict[int, int]:
+def _declared(reader: Reader) -> dict[int, int]:
     """Digest sizes by algorithm, from the Spec ID event, which has the form of TPM 1.2's log."""
     reader.number(4)
     if reader.number(4) != EV_NO_ACTION:
         raise EvidenceInvalid("the event log does not begin with its specification's id")
     reader.take(20)
-    header = _Reader(reader.take(reader.number(4)))
+    header = _read(reader.take(reader.number(4)))
     header.take(24)  # signature, platform class, version: CoCo's own header has zeros there
     sizes = {}
     for _ in range(header.number(4)):

@@ -7,6 +7,7 @@ TPM 2.0 Library, part 2: 10.12.8 (TPMS_ATTEST), 10.12.1 (TPMS_QUOTE_INFO), 10.6.
 from typing import Final, NamedTuple
 
 from sealrun_broker.verifiers.binding import EvidenceInvalid
+from sealrun_broker.verifiers.reader import Reader
 
 SHA256: Final = 0x000B
 PCRS: Final = 24
@@ -26,31 +27,18 @@ class Quote(NamedTuple):
     pcr_digest: bytes
 
 
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+def _read(data: bytes) -> Reader:
+    return Reader(data, "the quote", "big")
 
-    def take(self, count: int) -> bytes:
-        part = self._data[self._at : self._at + count]
-        if len(part) != count:
-            raise EvidenceInvalid("the quote is cut off")
-        self._at += count
-        return part
 
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def sized(self) -> bytes:
-        return self.take(self.number(2))
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise EvidenceInvalid("the quote is followed by more bytes")
+def _end(reader: Reader) -> None:
+    if reader.ahead(1):
+        raise EvidenceInvalid("the quote is followed by more bytes")
 
 
 def parse(message: bytes) -> Quote:
     """TPMS_ATTEST of a quote over the SHA-256 bank, and over no other. Raises EvidenceInvalid."""
-    reader = _Reader(message)
+    reader = _read(message)
     if reader.take(4) != _GENERATED or reader.number(2) != _ATTEST_QUOTE:
         raise EvidenceInvalid("what the TPM signed is not a quote")
     reader.sized()  # the key's qualified name
@@ -68,7 +56,7 @@ def parse(message: bytes) -> Quote:
         if pcrs:
             chosen[algorithm] = pcrs
     pcr_digest = reader.sized()
-    reader.end()
+    _end(reader)
     if set(chosen) != {SHA256}:
         raise EvidenceInvalid("the quote is not over the SHA-256 bank alone")
     return Quote(extra_data, chosen[SHA256], pcr_digest)
@@ -76,9 +64,9 @@ def parse(message: bytes) -> Quote:
 
 def rsassa_signature(signature: bytes) -> bytes:
     """The RSASSA-PKCS1-v1_5 signature with SHA-256 in a TPMT_SIGNATURE. Raises EvidenceInvalid."""
-    reader = _Reader(signature)
+    reader = _read(signature)
     if reader.number(2) != _RSASSA or reader.number(2) != SHA256:
         raise EvidenceInvalid("the quote is not signed with RSASSA and SHA-256")
     raw = reader.sized()
-    reader.end()
+    _end(reader)
     return raw
