@@ -67,7 +67,7 @@ def test_an_rsa_key() -> None:
 
 
 def test_nothing_is_used_twice() -> None:
-    first, second = (json.loads(seal(b"x", recipient(P256))) for _ in range(2))
+    first, second = (json.loads(seal(bytes(32), recipient(P256))) for _ in range(2))
     assert not set(first.values()) & set(second.values())
 
 
