@@ -11,7 +11,7 @@ Rules, in order:
    layers are fetched: an image that cannot be opened costs no traffic.
 5. A layer is fetched, checked, decrypted, decompressed, checked and unpacked as one stream, into a
    staging directory. Its stages, and what each of them promises at the stream's end:
-       Registry.blob    as many bytes as the manifest says
+       Source.blob      as many bytes as the manifest says
        verified         the blob's digest is the manifest's
        decrypted        HMAC and plaintext digest are those of the encryption annotations
        decompressed     the compression ends where the data does
@@ -48,6 +48,7 @@ from sealrun_agent.image.manifest import (
 from sealrun_agent.image.policy import ImagePolicy, check_digests, check_pinned, check_reference
 from sealrun_agent.image.reference import Reference, parse
 from sealrun_agent.image.registry import Registry
+from sealrun_agent.image.source import Source
 from sealrun_agent.image.store import Claim, Image, Store
 from sealrun_agent.image.stream import Chunks, bounded, decompressed, verified
 
@@ -81,12 +82,13 @@ def pull(
     wanted = parse(reference)
     check_reference(policy, wanted)
     platform = this_platform()
-    with closing(Registry(wanted, policy, dial)) as registry:
+    source: Source
+    with closing(Registry(wanted, policy, dial)) as source:
         progress(Phase.PULL, f"resolving {wanted}", 0, 0)
-        digests, document = _resolved(registry, wanted, platform)
+        digests, document = _resolved(source, wanted, platform)
         check_digests(policy, wanted, digests)
         manifest = parse_manifest(document)
-        config = parse_config(_config(registry, manifest), manifest, platform)
+        config = parse_config(_config(source, manifest), manifest, platform)
         with store.claim(chain_ids(config.rootfs.diff_ids)) as claim:
             missing = [n for n in range(len(manifest.layers)) if not claim.present(n)]
             if any(layer.encrypted for layer in manifest.layers):
@@ -94,20 +96,20 @@ def pull(
             resolved(str(wanted), digests[-1])
             layer_keys = _layer_keys(manifest, missing, keys, progress)
             for number in missing:
-                fill = _Fill(registry, manifest, config, number, layer_keys.get(number))
+                fill = _Fill(source, manifest, config, number, layer_keys.get(number))
                 fill.run(claim, progress)
             layers = _published(claim)
     return Image(str(wanted), digests[-1], config, layers)
 
 
 def _resolved(
-    registry: Registry, wanted: Reference, platform: Platform
+    source: Source, wanted: Reference, platform: Platform
 ) -> tuple[tuple[str, ...], bytes]:
     """The manifest, and the digests of the documents on the way to it, its own last."""
     version = wanted.version
     digests: list[str] = []
     while len(digests) <= limits.INDEX_DEPTH:
-        document, content_type = registry.manifest(version)
+        document, content_type = source.manifest(version)
         digest = f"sha256:{hashlib.sha256(document).hexdigest()}"
         if version.startswith("sha256:") and digest != version:
             raise VerifyError(
@@ -122,9 +124,9 @@ def _resolved(
     )
 
 
-def _config(registry: Registry, manifest: Manifest) -> bytes:
+def _config(source: Source, manifest: Manifest) -> bytes:
     what = f"configuration {manifest.config.digest}"
-    blob = registry.blob(manifest.config, what)
+    blob = source.blob(manifest.config, what)
     return b"".join(verified(blob, manifest.config.digest, what))
 
 
@@ -150,17 +152,17 @@ def _published(claim: Claim) -> tuple[str, ...]:
 
 
 class _Fill:
-    """One layer on its way from the registry to its staging directory."""
+    """One layer on its way from its source to its staging directory."""
 
     def __init__(
         self,
-        registry: Registry,
+        source: Source,
         manifest: Manifest,
         config: ImageConfig,
         number: int,
         key: LayerKey | None,
     ) -> None:
-        self._registry = registry
+        self._source = source
         self._layer = manifest.layers[number]
         self._diff_id = config.rootfs.diff_ids[number]
         self._number = number
@@ -176,7 +178,7 @@ class _Fill:
             raise PullError(
                 ErrorCode.NO_SPACE, f"{self._what} cannot be unpacked: {error.strerror}"
             ) from error
-        with closing(self._registry.blob(self._layer.descriptor, self._what)) as blob:
+        with closing(self._source.blob(self._layer.descriptor, self._what)) as blob:
             plain = verified(
                 self._counted(blob, progress), self._layer.descriptor.digest, self._what
             )
