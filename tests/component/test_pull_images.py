@@ -463,7 +463,7 @@ def test_memory_does_not_grow_with_the_layer(
         [sys.executable, "-c", MEASURED_PULL, *arguments],
         capture_output=True, check=True, text=True, env={**os.environ, "PYTHONPATH": path},
     ).stdout  # fmt: skip
-    assert int(grown) < 4096  # KiB
+    assert int(grown) < 12 * 1024  # KiB: more of what waits between the threads is full
 
 
 def test_no_space(plain_registry: Registry, layout: Path, tmp_path: Path) -> None:

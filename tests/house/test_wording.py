@@ -10,6 +10,7 @@ DRAWERS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "m
 
 # The boundaries where any exception at all becomes an answer, or PID 1's last words.
 CATCH_ALL = {
+    "guest-agent/sealrun_agent/image/task.py",  # raises it in the thread that waits
     "guest-agent/sealrun_agent/main.py",
     "runtime/sealrun_runtime/cli.py",
     "runtime/sealrun_runtime/shim/server.py",

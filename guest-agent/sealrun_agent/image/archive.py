@@ -9,6 +9,7 @@ Nothing here touches the file system. Every malformed input raises LAYER_MALFORM
 import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
+from zlib import adler32
 
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
@@ -171,7 +172,7 @@ class Archive:
     def _begin(self, block: bytes) -> int:
         """Check a header, set the length of its data, return its type flag."""
         stored = self._number(block[148:156])
-        total = sum(block) - sum(block[148:156]) + 8 * 0x20
+        total = _sum(block) - sum(block[148:156]) + 8 * 0x20
         if stored != total:
             raise self.malformed("a header with a wrong checksum")
         kind = block[156]
@@ -301,6 +302,13 @@ class Archive:
         if abs(seconds) >= 1 << 33:
             raise self.malformed("an entry whose time Linux does not have")
         return seconds * 1_000_000_000 + sign * nanoseconds
+
+
+def _sum(block: bytes) -> int:
+    """Of a block's bytes. Adler-32's lower half is one more than the sum, as long as that is below
+    65521: it is for half a block."""
+    half = BLOCK // 2
+    return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
 
 
 def _text(field: bytes) -> bytes:

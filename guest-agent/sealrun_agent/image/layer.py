@@ -18,7 +18,7 @@ does, unless stated):
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from sealrun_protocol import limits
@@ -36,9 +36,15 @@ _OPAQUE_MARK: Final = b".wh..wh..opq"
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def unpack(chunks: Chunks, directory: str, lowers: Sequence[str], what: str) -> None:
+def unpack(
+    chunks: Chunks,
+    directory: str,
+    lowers: Sequence[str],
+    what: str,
+    await_lowers: Callable[[], None] = lambda: None,
+) -> None:
     """Read the tar to the end of the stream and fill `directory` with it. lowers: directories of the
-    layers below, lowest first. Raises VerifyError(LAYER_MALFORMED, LAYER_UNSAFE, LIMIT_EXCEEDED),
+    layers below, lowest first; await_lowers: returns when they are complete. Raises VerifyError(LAYER_MALFORMED, LAYER_UNSAFE, LIMIT_EXCEEDED),
     PullError(NO_SPACE), and what the stages of the stream raise; `directory` is then of no use."""
     with Tree(directory) as tree:
         archive = Archive(chunks, what)
@@ -54,6 +60,7 @@ def unpack(chunks: Chunks, directory: str, lowers: Sequence[str], what: str) -> 
                 writer.apply(entry)
             archive.drain()
             name = b""
+            await_lowers()
             lower.complete(tree, writer.links, lowers)
             writer.set_directory_times()
         except OutsideError:

@@ -10,7 +10,8 @@ Rules, in order:
 4. Keys are asked for only if the image has an encrypted layer that is not here yet, once, and before
    layers are fetched: an image that cannot be opened costs no traffic.
 5. A layer is fetched, checked, decrypted, decompressed, checked and unpacked as one stream, into a
-   staging directory. Its stages, and what each of them promises at the stream's end:
+   staging directory; several layers at once (filling.py). The stages, and what each of them promises
+   at the stream's end:
        Source.blob      as many bytes as the manifest says
        verified         the blob's digest is the manifest's
        decrypted        HMAC and plaintext digest are those of the encryption annotations
@@ -21,21 +22,18 @@ Rules, in order:
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Final
 
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode, Phase
 
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import PullError, VerifyError
-from sealrun_agent.image.decrypt import LayerKey, decrypted, layer_key, load_keys
-from sealrun_agent.image.layer import unpack
+from sealrun_agent.image.decrypt import LayerKey, layer_key, load_keys
+from sealrun_agent.image.filling import Filling, Progress
 from sealrun_agent.image.manifest import (
     MANIFEST_TYPES,
-    ImageConfig,
     Manifest,
     Platform,
     chain_ids,
@@ -50,14 +48,9 @@ from sealrun_agent.image.reference import Reference, parse
 from sealrun_agent.image.registry import Registry
 from sealrun_agent.image.source import Source
 from sealrun_agent.image.store import Claim, Image, Store
-from sealrun_agent.image.stream import Chunks, bounded, decompressed, verified
+from sealrun_agent.image.stream import verified
 
 __all__ = ["Image", "ImagePolicy", "Progress", "pull"]
-
-PROGRESS_SECONDS: Final = 0.25
-
-Progress = Callable[[Phase, str, int, int], None]
-"""`progress(phase, text, done_bytes, total_bytes)`; called from the thread that pulls."""
 
 Keys = Callable[[], Sequence[bytes]]
 
@@ -82,8 +75,11 @@ def pull(
     wanted = parse(reference)
     check_reference(policy, wanted)
     platform = this_platform()
-    source: Source
-    with closing(Registry(wanted, policy, dial)) as source:
+
+    def connected() -> Source:
+        return Registry(wanted, policy, dial)
+
+    with closing(connected()) as source:
         progress(Phase.PULL, f"resolving {wanted}", 0, 0)
         digests, document = _resolved(source, wanted, platform)
         check_digests(policy, wanted, digests)
@@ -95,9 +91,8 @@ def pull(
                 check_pinned(policy, wanted, digests)
             resolved(str(wanted), digests[-1])
             layer_keys = _layer_keys(manifest, missing, keys, progress)
-            for number in missing:
-                fill = _Fill(source, manifest, config, number, layer_keys.get(number))
-                fill.run(claim, progress)
+            filling = Filling(manifest, config.rootfs.diff_ids, layer_keys, claim, progress)
+            filling.run(missing, source, connected)
             layers = _published(claim)
     return Image(str(wanted), digests[-1], config, layers)
 
@@ -149,64 +144,3 @@ def _published(claim: Claim) -> tuple[str, ...]:
         raise PullError(
             ErrorCode.NO_SPACE, f"cannot publish the image's layers: {error.strerror}"
         ) from error
-
-
-class _Fill:
-    """One layer on its way from its source to its staging directory."""
-
-    def __init__(
-        self,
-        source: Source,
-        manifest: Manifest,
-        config: ImageConfig,
-        number: int,
-        key: LayerKey | None,
-    ) -> None:
-        self._source = source
-        self._layer = manifest.layers[number]
-        self._diff_id = config.rootfs.diff_ids[number]
-        self._number = number
-        self._count = len(manifest.layers)
-        self._key = key
-        self._what = f"layer {self._layer.descriptor.digest}"
-
-    def run(self, claim: Claim, progress: Progress) -> None:
-        """Raises PullError, VerifyError, DecryptError."""
-        try:
-            directory = claim.stage(self._number)
-        except OSError as error:
-            raise PullError(
-                ErrorCode.NO_SPACE, f"{self._what} cannot be unpacked: {error.strerror}"
-            ) from error
-        with closing(self._source.blob(self._layer.descriptor, self._what)) as blob:
-            plain = verified(
-                self._counted(blob, progress), self._layer.descriptor.digest, self._what
-            )
-            if self._key is not None:
-                plain = decrypted(plain, self._key, self._what)
-            try:
-                unpack(self._tar(plain), directory, claim.below(self._number), self._what)
-            except VerifyError as error:
-                if error.code is ErrorCode.LAYER_MALFORMED:
-                    # Most likely somebody changed its bytes: their checks tell, at the stream's end.
-                    for _ in plain:
-                        pass
-                raise
-
-    def _tar(self, plain: Chunks) -> Chunks:
-        tar = decompressed(plain, self._layer.compression, self._what)
-        tar = bounded(tar, limits.LAYER_TAR_BYTES, f"the tar of {self._what}")
-        return verified(tar, self._diff_id, f"the tar of {self._what}")
-
-    def _counted(self, chunks: Chunks, progress: Progress) -> Chunks:
-        text = f"layer {self._number + 1} of {self._count}"
-        total = self._layer.descriptor.size
-        done = 0
-        told = 0.0
-        for chunk in chunks:
-            done += len(chunk)
-            now = time.monotonic()
-            if now - told >= PROGRESS_SECONDS or done == total:
-                progress(Phase.PULL, text, done, total)
-                told = now
-            yield chunk

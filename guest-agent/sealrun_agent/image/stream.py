@@ -7,7 +7,7 @@ early knows nothing.
 """
 
 import hashlib
-import zlib
+import queue
 from collections.abc import Generator
 from typing import Final
 
@@ -15,9 +15,40 @@ from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import VerifyError
+from sealrun_agent.image.task import Task
 
 CHUNK_BYTES: Final = 512 * limits.KIB
+AHEAD: Final = 2  # chunks that a thread may be ahead of the next
 Chunks = Generator[bytes, None, None]
+
+
+def ahead(chunks: Chunks) -> Chunks:
+    """Let the stages before this one run in a thread of their own, at most AHEAD chunks ahead. What
+    they raise is raised here. Close it before them: their thread has ended then, and whoever closes
+    early may read on where it stopped, less the chunks that were on the way."""
+    ready: queue.Queue[bytes | None] = queue.Queue(AHEAD)
+    stopped = False
+
+    def work() -> None:
+        try:
+            for chunk in chunks:
+                ready.put(chunk)
+                if stopped:
+                    break
+        finally:
+            ready.put(None)
+
+    task = Task(work, "ahead")
+    chunk: bytes | None = b""
+    try:
+        while (chunk := ready.get()) is not None:
+            yield chunk
+        task.join()
+    finally:
+        stopped = True
+        while chunk is not None:
+            chunk = ready.get()
+        task.wait()
 
 
 def verified(chunks: Chunks, digest: str, what: str) -> Chunks:
@@ -52,6 +83,8 @@ def decompressed(chunks: Chunks, compression: str, what: str) -> Chunks:
 
 def _gunzipped(chunks: Chunks, what: str) -> Chunks:
     """RFC 1952: members one after the other. Zero bytes after a member are padding."""
+    from zlib_ng import zlib_ng as zlib
+
     member = zlib.decompressobj(31)
     started = False
     for chunk in chunks:
@@ -65,7 +98,7 @@ def _gunzipped(chunks: Chunks, what: str) -> Chunks:
                 member = zlib.decompressobj(31)
             try:
                 out = member.decompress(rest, CHUNK_BYTES)
-            except zlib.error as error:
+            except zlib.error as error:  # type: ignore[misc]  # its stub says less than it is
                 raise _malformed(what, f"gzip: {error}") from error
             started = True
             if out:

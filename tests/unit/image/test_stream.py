@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Iterable
@@ -11,7 +13,15 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from sealrun_agent.errors import VerifyError
-from sealrun_agent.image.stream import CHUNK_BYTES, Chunks, bounded, decompressed, verified
+from sealrun_agent.image.stream import (
+    AHEAD,
+    CHUNK_BYTES,
+    Chunks,
+    ahead,
+    bounded,
+    decompressed,
+    verified,
+)
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 
@@ -113,3 +123,43 @@ def test_verified_passes_on_and_checks_at_the_end() -> None:
     with pytest.raises(VerifyError, match=r"^layer x is sha256:") as caught:
         next(stage)
     assert caught.value.code is ErrorCode.DIGEST_MISMATCH
+
+
+def test_ahead_runs_ahead_so_far_and_no_further() -> None:
+    made: list[int] = []
+
+    def source() -> Chunks:
+        for number in range(20):
+            made.append(number)
+            yield b"%d" % number
+
+    stage = ahead(source())
+    assert next(stage) == b"0"
+    deadline = time.monotonic() + 10
+    while len(made) < AHEAD + 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(made) == AHEAD + 2  # one is taken, AHEAD wait, one wants to
+    assert every(stage) == b"".join(b"%d" % number for number in range(1, 20))
+    assert threading.active_count() == 1
+
+
+def test_ahead_raises_what_the_thread_raised_at_its_place() -> None:
+    stage = ahead(verified(chunked(b"data", 1), digest(b"else"), "layer x"))
+    read = [next(stage) for _ in range(4)]
+    assert read == [b"d", b"a", b"t", b"a"]
+    with pytest.raises(VerifyError, match=r"^layer x is sha256:"):
+        next(stage)
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_ahead_is_closed_at_any_time(taken: int) -> None:
+    """Its thread ends, and the stages before it can be read on."""
+    source = chunked(b"x" * 100, 1)
+    stage = ahead(source)
+    for _ in range(taken):
+        next(stage)
+    stage.close()
+    assert threading.active_count() == 1
+    assert 100 - taken - AHEAD - 2 <= len(every(source)) <= 100 - taken
