@@ -31,6 +31,7 @@ from sealrun_agent.loop import Loop
 from sealrun_agent.policy import Policy, one_line
 from sealrun_agent.processes import Processes
 from sealrun_agent.progress import Progress
+from sealrun_agent.sandbox_namespaces import SandboxNamespaces
 from sealrun_agent.streams import Post, Streams
 from sealrun_agent.tunnel import Tunnels
 from sealrun_agent.vault import Vault
@@ -271,6 +272,8 @@ class Service:
             ) from error
         for name in policy.init_data.ignored:
             _console(f"the init-data's document {name!a} is not obeyed by this agent")
+        namespaces = SandboxNamespaces(f"{machine.directory}/sandbox", self._processes)
+        namespaces.set_sysctl(request.sysctl)
         vault = machine.vault(policy.init_data, self._tunnels.dialler(_SANDBOX))
         self._serve_workload(policy.init_data.workload, vault)
         self._policy = policy
@@ -281,6 +284,7 @@ class Service:
             crun=Crun(self._processes, f"{machine.directory}/crun", machine.crun_options),
             images=machine.images(policy),
             shares=machine.shares,
+            namespaces=namespaces,
             directory=f"{machine.directory}/containers",
             post=self._post,
             progress=self._progress.report,

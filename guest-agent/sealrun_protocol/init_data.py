@@ -112,13 +112,15 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     commands: whole argument vectors. environment: names of variables that the host may set, a `*` at
     the end stands for any rest. allow_exec: the host may run further programs in the container.
     hooks: createContainer and startContainer hooks that may run in the guest, each as its path and the
-    arguments behind the first. insecure_any_process: the host chooses program, environment, user,
-    directory and mounts: it can read everything in the container.
+    arguments behind the first. share_pid: the containers of a pod may share a pid
+    namespace: each sees the processes of the others, and may trace them. insecure_any_process: the host
+    chooses program, environment, user, directory and mounts: it can read everything in the container.
     """
 
     commands: tuple[tuple[str, ...], ...] = ()
     environment: tuple[str, ...] = ()
     allow_exec: bool = False
+    share_pid: bool = False
     hooks: tuple[tuple[str, ...], ...] = ()
     insecure_any_process: bool = False
 

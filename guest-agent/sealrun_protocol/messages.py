@@ -66,11 +66,13 @@ class Request(Message, frozen=True, kw_only=True):
 class ConfigureSandbox(Request, frozen=True, kw_only=True):
     """The first request. `init_data` is the exact TOML text whose digest the TEE was launched with;
     empty where no tenant gave one. `time_ns` is the host's wall clock (the guest may have none);
-    it is a hint: the guest trusts it only for the validity of certificates."""
+    it is a hint: the guest trusts it only for the validity of certificates. `sysctl`: kernel parameters of
+    a pod, by name with dots: of its network, and of the ipc namespace that its containers share."""
 
     init_data: bytes
     hostname: str
     time_ns: int
+    sysctl: dict[str, str] = {}
 
 
 class ConfigureNetwork(Request, frozen=True, kw_only=True):
@@ -101,6 +103,8 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     files: copies of the sources of other mounts (by index): what engines prepare for each container
         (/etc/hosts, /etc/hostname, /etc/resolv.conf), and its secrets.
     shm_bytes: the size of /dev/shm; 0 where it is not said.
+    joins: kinds of namespaces (ipc, uts, pid) that the container shares with the others of its pod, and
+        does not get new. What config.json says of paths means nothing in the guest.
     stdin, stdout, stderr: stream ids; 0 = the container gets /dev/null there.
     terminal: the program gets a pseudo-terminal of rows x columns (0 x 0: unknown yet); its bytes
         travel on stdin and stdout, stderr is 0.
@@ -114,6 +118,7 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     shared_mounts: tuple[int, ...] = ()
     files: dict[int, File] = {}
     shm_bytes: int = 0
+    joins: tuple[str, ...] = ()
     stdin: int = 0
     stdout: int = 0
     stderr: int = 0

@@ -42,6 +42,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     cgroups_path: as in config.json, empty where the engine gave none.
     left_out: lines about what has no effect in the guest.
     demand: what the limits of linux.resources let it use.
+    sysctl: as in config.json, by name with dots.
     uid_mappings, gid_mappings: of the container's user namespace, empty where it has none.
     """
 
@@ -62,6 +63,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     cgroups_path: str
     left_out: tuple[str, ...] = ()
     demand: Demand = Demand()
+    sysctl: dict[str, str] = {}
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
 
@@ -125,6 +127,7 @@ def parse(content: bytes, bundle: str) -> ContainerSpec:
         cgroups_path=linux.cgroups_path,
         left_out=left_out,
         demand=Demand().changed(linux.resources),
+        sysctl=linux.sysctl or {},
         uid_mappings=linux.uid_mappings or (),
         gid_mappings=linux.gid_mappings or (),
     )

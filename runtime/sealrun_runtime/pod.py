@@ -56,7 +56,6 @@ def find(container: ContainerSpec, container_id: str) -> Pod | None:
     if kind == "sandbox":
         return Pod(sandbox=sandbox or container_id, infra=True, idle=True)
     if sandbox:
-        _expect_own_pids(container)
         return Pod(sandbox=sandbox)
     idle = container.args == _PAUSE and container.annotations.get(_MANAGER) == "libpod"
     if idle or _IN_A_POD.fullmatch(container.cgroups_path):
@@ -71,13 +70,15 @@ def _annotation(container: ContainerSpec, names: tuple[str, ...]) -> str:
     )
 
 
-def _expect_own_pids(container: ContainerSpec) -> None:
-    """Raises InvalidRequest: the guest would make one for each container."""
-    if any(one.type == "pid" and one.path for one in container.namespaces):
-        raise InvalidRequest(
-            "containers of a pod cannot share a pid namespace yet",
-            remedy="leave pid out of what the pod shares",
-        )
+def joins(container: ContainerSpec, pod: Pod | None) -> tuple[str, ...]:
+    """Kinds of namespaces that it shares with the others of its pod, in the guest. An infra container that
+    is run is found there, too, but for its pids: it could not be the first process of all of them."""
+    if pod is None:
+        return ()
+    given = {one.type for one in container.namespaces if one.path}
+    if pod.infra:
+        given = {one.type for one in container.namespaces if one.type != "pid"}
+    return tuple(kind for kind in _SHARED if kind in given)
 
 
 def _expect_own_namespaces(container: ContainerSpec) -> None:

@@ -156,6 +156,27 @@ def test_a_pod_is_restarted_while_members_of_its_first_life_run(podman: pods.Pod
     assert_gone(podman)
 
 
+def test_members_share_what_the_engine_shares(pod: pods.Pod) -> None:
+    """And what they see is the guest's, where they are together."""
+    pod.share = ("ipc", "uts", "pid", "network")
+    look = "for kind in ipc uts pid net; do ls -l /proc/self/ns/$kind; done; ps; sleep 1000"
+    created = pod.create_infra(linux={"sysctl": {"kernel.shmmni": "99"}})
+    assert created.ok, created.stderr
+    assert pod.runtime("start", "pod").ok
+    pod.run("a", look)
+    pod.run("b", look + "&\ncat /proc/sys/kernel/shmmni; wait")
+    wait_until(lambda: "99\n" in pod.output("b") and pod.output("b").count("sleep 1000") >= 2)
+    kinds = [
+        [line.split()[-1] for line in pod.output(name).splitlines() if " -> " in line]
+        for name in ("a", "b")
+    ]
+    assert len(kinds[0]) == 4
+    assert kinds[0] == kinds[1]
+    for name in ("a", "b", "pod"):
+        assert pod.runtime("delete", "--force", name).ok
+    assert_gone(pod)
+
+
 def test_without_an_infra_container_the_first_member_begins_and_the_last_ends(make) -> None:
     """CRI-O drops the infra container, unless told otherwise."""
     pod: pods.Pod = make(pods.CRIO, share=())

@@ -39,15 +39,14 @@ class Bundle(NamedTuple):
 
 
 def write_bundle(
-    parent: str, container: str, accepted: Accepted, rootfs: str, share: str
+    parent: str, container: str, accepted: Accepted, rootfs: str, *, share: str, sandbox: str
 ) -> Bundle:
-    """Make `parent`/`container` with config.json and the copied files. share: directory of what the
-    host shares for this container.
+    """Make `parent`/`container` with config.json and the copied files. share, sandbox: as in Places.
 
     Raises StartError(RUNTIME_FAILED) where the file system does not take them."""
     bundle = Bundle(container, f"{parent}/{container}")
     files = f"{bundle.directory}/files"
-    config = render(accepted, Places(rootfs, files, share, path_of(container)))
+    config = render(accepted, Places(rootfs, files, share, sandbox, path_of(container)))
     try:
         os.makedirs(files, mode=0o700)
         _write(f"{bundle.directory}/config.json", File(content=config, mode=0o600))

@@ -32,7 +32,13 @@ from sealrun_agent.container.statistics import read_statistics
 from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Order, Success, Surroundings
 from sealrun_agent.container.worker import Worker
-from sealrun_agent.container.workload import check_hooks, check_shares, may_execute, restrict
+from sealrun_agent.container.workload import (
+    check_hooks,
+    check_joins,
+    check_shares,
+    may_execute,
+    restrict,
+)
 from sealrun_agent.errors import AgentError, RunError, StartError
 from sealrun_agent.processes import Child
 
@@ -82,6 +88,7 @@ class Container:
         self._code: int | None = None
         self._reported = False
         self._cgroup = Cgroup.of(self._id)
+        self._shares_pid = "pid" in request.joins
         self._oom = False
         self.executions = Executions(here, self._id, self._cgroup)
         self._stdio = Stdio(here.streams, here.events, here.post, request, self._report_exit)
@@ -121,7 +128,7 @@ class Container:
             self._worker.submit(
                 lambda: self._cgroup.signal_all(number), lambda error: answer(error or DONE)
             )
-        else:  # without its first process, the pid namespace dies as a whole
+        else:  # with its first process all others end (_exited)
             answer(DONE if made.init.signal(number) else self._wrong_state("signal"))
 
     def execute(self, request: messages.ExecProcess, answer: Answer) -> None:
@@ -215,7 +222,8 @@ class Container:
             accepted = spec.accept(request)
             check_hooks(accepted.spec, here.tenant)
             check_shares(accepted.shared, here.tenant, root=request.shared_root)
-            self._record_leave(bool(accepted.shared), request.shared_root)
+            check_joins(request.joins, here.tenant)
+            self._record_leave(request, bool(accepted.shared))
             place = self._take_shares(request)
             undo.callback(here.shares.release, name)
             rootfs = here.images.prepare(self._order(request, place, accepted))
@@ -227,7 +235,10 @@ class Container:
             self._progress(Phase.START, "creating the container", 0, 0)
             bundle.make_device_directory(accepted, rootfs.path)
             bundle.set_network_sysctl(accepted.network_sysctl)
-            files = bundle.write_bundle(here.directory, name, accepted, rootfs.path, place)
+            pod = here.namespaces.take(request.joins, request.shm_bytes) if request.joins else ""
+            files = bundle.write_bundle(
+                here.directory, name, accepted, rootfs.path, share=place, sandbox=pod
+            )
             undo.callback(bundle.remove_bundle, files)
             undo.callback(self._delete_from_crun, files)
             console = None
@@ -255,7 +266,7 @@ class Container:
         names += map(str, dict.fromkeys(request.shared_mounts))
         return self._here.shares.take(self._id, names) if names else ""
 
-    def _record_leave(self, shared: bool, shared_root: bool) -> None:
+    def _record_leave(self, request: messages.CreateContainer, shared: bool) -> None:
         """Write down what the tenant leaves to the host, before it has an effect. Raises AttestError."""
         tenant = self._here.tenant
         if tenant is None:
@@ -264,8 +275,10 @@ class Container:
             self._here.decided("any-process", True)
         if shared:
             self._here.decided("shared-directory", True)
-        if shared_root:
+        if request.shared_root:
             self._here.decided("shared-root", True)
+        if "pid" in request.joins:
+            self._here.decided("shared-pid", True)
 
     def _order(
         self, request: messages.CreateContainer, place: str, accepted: spec.Accepted
@@ -316,6 +329,8 @@ class Container:
         assert self._made is not None
         self._code = self._made.init.code
         self._oom = self._cgroup.oom_kills() > 0
+        if self._shares_pid:  # else the kernel ends the others together with the first
+            self._cgroup.kill()
         self._stdio.finish()
         self._report_exit()
 

@@ -1,7 +1,8 @@
 """What becomes of the `linux` part of the host's config.json (config-linux.md).
 
 Decided by the guest:
-- namespaces: always new pid, ipc, uts, mount and cgroup ones. The network is the VM's. A user namespace
+- namespaces: always new mount and cgroup ones; new pid, ipc and uts ones, but for those that the
+  containers of a pod share (sandbox_namespaces.py). The network is the VM's. A user namespace
   is a new one where it is asked for, but ids are mapped to themselves: `hostID` is of the host, where
   nothing of the container runs, and the image's files have the owners that the image says. Its root has
   no capability over the VM, but owns the files of its kernel: /proc/sys and the like are read-only then.
@@ -22,11 +23,12 @@ the VM does not have them. Any other device was asked for by name, and is refuse
 """
 
 import re
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
-from sealrun_agent.container.mounts import check_absolute
+from sealrun_agent.container.mounts import SANDBOX, check_absolute
 from sealrun_agent.container.reading import check_for_c, read
 from sealrun_agent.container.runtime_spec import (
     Cpu,
@@ -42,7 +44,8 @@ from sealrun_agent.container.runtime_spec import (
     refused,
 )
 
-_NAMESPACES: Final = tuple(Namespace(kind) for kind in ("pid", "ipc", "uts", "mount", "cgroup"))
+_NAMESPACES: Final = ("pid", "ipc", "uts", "mount", "cgroup")
+_SHARED: Final = frozenset({"pid", "ipc", "uts"})
 _KNOWN_NAMESPACES: Final = frozenset({"pid", "ipc", "uts", "mount", "cgroup", "network", "user"})
 _IDS: Final = 0xFFFF_FFFF
 _EXTENTS: Final = 340  # of a map of ids: UID_GID_MAP_MAX_EXTENTS in the kernel
@@ -75,9 +78,9 @@ class AcceptedLinux(NamedTuple):
     network_sysctl: dict[str, str]
 
 
-def accept_linux(given: Linux) -> AcceptedLinux:
-    """Raises StartError(SPEC_REFUSED)."""
-    _check_namespaces(given)
+def accept_linux(given: Linux, joins: Collection[str] = ()) -> AcceptedLinux:
+    """joins: kinds of namespaces that are the pod's. Raises StartError(SPEC_REFUSED)."""
+    _check_namespaces(given, joins)
     if given.rootfsPropagation not in _PROPAGATION:
         raise refused("linux.rootfsPropagation", f"{given.rootfsPropagation!a} is not accepted")
     personality = given.personality
@@ -90,10 +93,16 @@ def accept_linux(given: Linux) -> AcceptedLinux:
     for name in ("maskedPaths", "readonlyPaths"):
         for index, path in enumerate(getattr(given, name) or ()):
             check_absolute(f"linux.{name}[{index}]", path)
-    sysctl, network_sysctl = _split_sysctl(given.sysctl or {})
+    sysctl, network_sysctl = split_sysctl(given.sysctl or {})
     own_users = has_own_users(given)
     part = Linux(
-        namespaces=(*_NAMESPACES, *((Namespace("user"),) if own_users else ())),
+        namespaces=(
+            *(
+                Namespace(kind, f"{SANDBOX}/{kind}" if kind in joins else "")
+                for kind in _NAMESPACES
+            ),
+            *((Namespace("user"),) if own_users else ()),
+        ),
         uidMappings=_accept_mappings("uidMappings", given.uidMappings, wanted=own_users),
         gidMappings=_accept_mappings("gidMappings", given.gidMappings, wanted=own_users),
         devices=devices or None,
@@ -129,7 +138,13 @@ def _readonly_paths(given: Linux, *, own_users: bool) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys((*(given.readonlyPaths or ()), *_ROOT_S)))
 
 
-def _check_namespaces(given: Linux) -> None:
+def _check_namespaces(given: Linux, joins: Collection[str]) -> None:
+    for kind in joins:
+        if kind not in _SHARED:
+            raise refused("linux.namespaces", f"a namespace of type {kind!a} cannot be shared")
+    if joins and has_own_users(given):
+        # Which has no rights over namespaces that were made outside of it.
+        raise refused("linux.namespaces", "a user namespace, and others shared with a pod")
     for index, namespace in enumerate(given.namespaces or ()):
         if namespace.type not in _KNOWN_NAMESPACES:
             raise refused(
@@ -220,7 +235,9 @@ def _accept_resources(given: Resources, where: str) -> Resources:
     )
 
 
-def _split_sysctl(given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def split_sysctl(given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Those of namespaces that a container can have for itself, and those of the network. Raises
+    StartError(SPEC_REFUSED)."""
     container: dict[str, str] = {}
     network: dict[str, str] = {}
     for name, value in given.items():

@@ -3,7 +3,8 @@
     proc sysfs mqueue tmpfs devpts cgroup   mounted in the guest, with known options only
     a bind whose source the host sent       a copy: hosts, hostname, resolv.conf, secrets
     a bind whose source the host shares     that directory or file, live
-    /dev/shm (from the host)                a tmpfs of the guest, of the size that the host says
+    /dev/shm (from the host)                a tmpfs of the guest, of the size that the host says; the pod's
+                                            where the container shares its ipc namespace
     /proc /sys /sys/fs/cgroup /dev/mqueue /dev/pts (the host's own, at the same place)
                                             the guest's own of that kind: --network=host, --ipc=host
     /dev/null and the like (from the host)  the guest's own: they hide files, or give none
@@ -27,7 +28,8 @@ from sealrun_agent.container.runtime_spec import Mount, refused
 
 COPY: Final = "copy"
 SHARE: Final = "share"
-"""What stands before the index in the source of an accepted bind, until the places are known."""
+SANDBOX: Final = "sandbox"
+"""What stands before the name in the source of an accepted bind, until the places are known."""
 
 _BIND: Final = frozenset({"bind", "rbind"})
 _FLAGS: Final = re.compile(
@@ -76,17 +78,19 @@ _DEFAULT: Final = (
 
 class Sources(NamedTuple):
     """Where the host says that the binds of a container come from: indices of its mounts. shm_bytes:
-    the size of /dev/shm, 0 where it is not said."""
+    the size of /dev/shm, 0 where it is not said. pod_shm: it is the pod's."""
 
     copied: Collection[int] = ()
     shared: Collection[int] = ()
     shm_bytes: int = 0
+    pod_shm: bool = False
 
 
 def accept_mounts(
     mounts: Sequence[Mount], sources: Sources, *, shared_root: bool, own_users: bool = False
 ) -> tuple[Mount, ...]:
-    """The mounts that crun gets, at least one. Some sources are still `copy/N` or `share/N`.
+    """The mounts that crun gets, at least one. Some sources are still `copy/N`, `share/N` or
+    `sandbox/shm`.
     Raises StartError(SPEC_REFUSED)."""
     if len(sources.shared) > limits.SHARES:
         raise refused("mounts", f"more than {limits.SHARES} are directories of the host")
@@ -109,7 +113,7 @@ def accept_mounts(
 
 
 def is_placed(mount: Mount) -> bool:
-    """Whether an accepted mount's source is `copy/N` or `share/N`."""
+    """Whether an accepted mount's source is not a path yet."""
     return mount.type == "bind" and not mount.source.startswith("/")
 
 
@@ -155,6 +159,8 @@ def _accept_bind(path: str, index: int, mount: Mount, destination: str, sources:
         access = "ro" if "ro" in options else "rw"
         flags = ("bind", "nosuid", "nodev", "noexec", access)
         return Mount(destination, "bind", f"{COPY}/{index}", flags)
+    if destination == "/dev/shm" and sources.pod_shm:
+        return Mount(destination, "bind", f"{SANDBOX}/shm", ("bind", "nosuid", "nodev", "noexec"))
     if destination == "/dev/shm":
         size = (f"size={sources.shm_bytes}",) if sources.shm_bytes > 0 else ()
         return msgspec.structs.replace(

@@ -25,6 +25,7 @@ from sealrun_agent.container import process
 from sealrun_agent.container.linux import accept_linux, has_own_users
 from sealrun_agent.container.mounts import (
     COPY,
+    SANDBOX,
     SHARE,
     Sources,
     accept_mounts,
@@ -32,7 +33,7 @@ from sealrun_agent.container.mounts import (
     is_placed,
 )
 from sealrun_agent.container.reading import check_for_c, read
-from sealrun_agent.container.runtime_spec import Hooks, Mount, Root, Spec, refused
+from sealrun_agent.container.runtime_spec import Hooks, Mount, Namespace, Root, Spec, refused
 
 _VERSION: Final = "1.0.2"
 _NAME_BYTES: Final = 64  # HOST_NAME_MAX, and the kernel's __NEW_UTS_LEN
@@ -63,8 +64,13 @@ def accept(request: messages.CreateContainer) -> Accepted:
     for name in ("hostname", "domainname"):
         if len(getattr(given, name).encode()) > _NAME_BYTES:
             raise refused(name, f"it is longer than {_NAME_BYTES} bytes")
-    linux = accept_linux(given.linux)
-    sources = Sources(request.files, request.shared_mounts, request.shm_bytes)
+    linux = accept_linux(given.linux, request.joins)
+    sources = Sources(
+        request.files,
+        request.shared_mounts,
+        request.shm_bytes,
+        pod_shm="ipc" in request.joins,
+    )
     mounts = accept_mounts(
         given.mounts or (),
         sources,
@@ -92,32 +98,44 @@ def accept(request: messages.CreateContainer) -> Accepted:
 
 class Places(NamedTuple):
     """Absolute paths in the guest that take the place of the host's. files: directory of copies.
-    share: directory of what the host shares for this container. cgroup: below the root of the cgroup
-    file system, starting with a slash."""
+    share: directory of what the host shares for this container. sandbox: directory of what the containers
+    of the pod share; empty where this one joins nothing. cgroup: below the root of the cgroup file
+    system, starting with a slash."""
 
     rootfs: str
     files: str
     share: str
+    sandbox: str
     cgroup: str
 
 
 def render(accepted: Accepted, places: Places) -> bytes:
     """The config.json that crun gets."""
     spec = accepted.spec
-    directories = {COPY: places.files, SHARE: places.share}
+    directories = {COPY: places.files, SHARE: places.share, SANDBOX: places.sandbox}
+
+    def path(source: str) -> str:
+        kind, _, name = source.partition("/")
+        return f"{directories[kind]}/{name}"
 
     def placed(mount: Mount) -> Mount:
-        if not is_placed(mount):
-            return mount
-        kind, _, index = mount.source.partition("/")
-        return msgspec.structs.replace(mount, source=f"{directories[kind]}/{index}")
+        return (
+            msgspec.structs.replace(mount, source=path(mount.source)) if is_placed(mount) else mount
+        )
+
+    def joined(namespace: Namespace) -> Namespace:
+        return Namespace(namespace.type, path(namespace.path)) if namespace.path else namespace
 
     return _encoder.encode(
         msgspec.structs.replace(
             spec,
             root=Root(path=places.rootfs, readonly=spec.root.readonly),
             mounts=tuple(map(placed, spec.mounts or ())),
-            linux=msgspec.structs.replace(spec.linux, cgroupsPath=places.cgroup),
+            linux=msgspec.structs.replace(
+                spec.linux,
+                cgroupsPath=places.cgroup,
+                namespaces=tuple(map(joined, spec.linux.namespaces or ())),
+            ),
         )
     )
 

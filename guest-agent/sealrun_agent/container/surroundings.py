@@ -1,6 +1,6 @@
 """What containers and their programs need of the sandbox around them, and give back to it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple, Protocol
 
 from sealrun_protocol.errors import Phase
@@ -74,6 +74,13 @@ class Shares(Protocol):
         """Let go of it; nothing where it was not taken. Raises StartError."""
 
 
+class Namespaces(Protocol):
+    """What the containers of the sandbox can share. Called by workers."""
+
+    def take(self, kinds: Collection[str], shm_bytes: int) -> str:
+        """The directory in which each kind lies as a file, and shm with ipc. Raises StartError."""
+
+
 class Surroundings(NamedTuple):
     """What all containers of the sandbox have in common. directory: for bundles. tenant: None where
     no tenant asked for protection.
@@ -88,6 +95,7 @@ class Surroundings(NamedTuple):
     crun: Crun
     images: Images
     shares: Shares
+    namespaces: Namespaces
     directory: str
     post: Post
     progress: Callable[[str, Phase, str, int, int], None]

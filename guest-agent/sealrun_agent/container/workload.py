@@ -11,7 +11,8 @@ there is an init-data, unless its [container] says `insecure_any_process`:
 - mounts: where engines always mount something of the kernel's or empty, or a file that the host
   prepares (names of hosts, secrets), and where `[host]` says `insecure_shared_directories`, and
   nowhere else: a mount can hide a file of the image;
-- later programs (exec): only with `allow_exec`.
+- later programs (exec): only with `allow_exec`;
+- a pid namespace that the containers of a pod share: only with `share_pid`.
 
 Hooks that run in the guest (createContainer, startContainer) are programs of the host's choice with the
 rights of the guest's root: they have to be in `hooks`, whole, also under `insecure_any_process` and where
@@ -72,6 +73,13 @@ def check_shares(shared: Iterable[str], tenant: Tenant | None, *, root: bool) ->
     for destination in shared:
         if not tenant.host.may_share_at(destination):
             raise _denied("mounts", f"{destination!a:.300} is a directory of the host", "[host]")
+
+
+def check_joins(joins: Iterable[str], tenant: Tenant | None) -> None:
+    """Which namespaces a container may share with others. Who shares its processes' ids can trace them, and
+    read what they hold. Raises StartError(POLICY_DENIED)."""
+    if tenant is not None and "pid" in joins and not tenant.container.share_pid:
+        raise _denied("linux.namespaces", "the pid namespace is shared with the pod")
 
 
 def restrict(spec: Spec, program: Program, tenant: Tenant) -> Spec:

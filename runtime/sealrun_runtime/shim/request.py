@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from sealrun_protocol import limits
 from sealrun_protocol.messages import ConfigureSandbox, CreateContainer, ExecProcess, File
 
-from sealrun_runtime import sharing
+from sealrun_runtime import pod, sharing
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim.errors import HostFailed
@@ -22,6 +22,7 @@ def configure_sandbox(number: int, handover: Handover) -> ConfigureSandbox:
         init_data=handover.init_data,
         hostname=handover.container.hostname,
         time_ns=time.time_ns(),
+        sysctl=handover.container.sysctl if handover.pod is not None else {},
     )
 
 
@@ -45,6 +46,7 @@ def create_container(
         shared_mounts=plan.shared,
         files=dict(copies),
         shm_bytes=shm_bytes(container),
+        joins=pod.joins(container, handover.pod),
         stdin=process.ids.stdin,
         stdout=process.ids.stdout,
         stderr=process.ids.stderr,

@@ -197,9 +197,10 @@ class Sandbox:
     def _like(self, handover: Handover) -> Handover:
         """The VM that is made for the pod when its first container with a program comes: what that
         one says of the VM and the tenant, in the place of the infra container."""
-        return msgspec.structs.replace(
-            handover, id=self._handover.id, container=self._handover.container
-        )
+        container = self._founder.container
+        if not self._founder.idle:  # the sysctl of one that runs is its own
+            container = msgspec.structs.replace(container, sysctl={})
+        return msgspec.structs.replace(handover, id=self._founder.id, container=container)
 
     async def _launch(self, handover: Handover) -> None:
         self._handover = handover

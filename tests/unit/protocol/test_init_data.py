@@ -84,6 +84,7 @@ def test_what_is_not_said_protects() -> None:
     assert read.container == Container()
     assert (read.container.commands, read.container.environment) == ((), ())
     assert (read.container.allow_exec, read.container.insecure_any_process) == (False, False)
+    assert read.container.share_pid is False
 
 
 def test_what_may_run() -> None:

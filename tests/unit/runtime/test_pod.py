@@ -72,16 +72,20 @@ def test_anothers_namespace_without_a_pod(kind: str) -> None:
     assert error.value.remedy == "put both into one pod"
 
 
-@pytest.mark.parametrize("kind", ["ipc", "uts", "network"])
+@pytest.mark.parametrize("kind", ["ipc", "uts", "network", "pid"])
 def test_namespaces_of_the_pod(kind: str) -> None:
     joined = Namespace(type=kind, path="/proc/1/ns/x")
     assert pod.find(spec(namespaces=(joined,), **pods.PODMAN.member("x")), ID) == Pod(sandbox="x")
 
 
-def test_a_shared_pid_namespace_is_refused() -> None:
-    joined = Namespace(type="pid", path="/proc/1/ns/pid")
-    with pytest.raises(InvalidRequest, match="cannot share a pid namespace yet"):
-        pod.find(spec(namespaces=(joined,), **pods.PODMAN.member("x")), ID)
+def test_what_is_shared_in_the_guest() -> None:
+    member, infra = Pod(sandbox="x"), Pod(sandbox="x", infra=True)
+    paths = {"uts": "/proc/1/ns/uts", "pid": "/proc/1/ns/pid", "network": "/run/netns/x"}
+    kinds = ("pid", "ipc", "uts", "network", "mount")
+    given = spec(namespaces=tuple(Namespace(type=kind, path=paths.get(kind, "")) for kind in kinds))
+    assert pod.joins(given, member) == ("pid", "uts")
+    assert pod.joins(given, infra) == ("ipc", "uts"), "one that is run: others come to it"
+    assert pod.joins(given, None) == ()
 
 
 def test_another_type_is_refused() -> None:

@@ -114,6 +114,31 @@ def test_refused_in_linux(part: dict[str, Any], text: str) -> None:
     assert refusal(changed(linux=part)).startswith(text)
 
 
+def test_namespaces_of_the_pod_are_joined() -> None:
+    shm = mount("/dev/shm", "bind", "rbind", source="/var/lib/x/shm")
+    result = accept(changed(linux={}, mounts=[shm]), joins=("ipc", "pid"), shm_bytes=4096)
+    places = {one["type"]: one.get("path") for one in result["linux"]["namespaces"]}
+    assert places == {
+        "pid": "/pod/pid",
+        "ipc": "/pod/ipc",
+        "uts": None,
+        "mount": None,
+        "cgroup": None,
+    }
+    (made,) = [one for one in result["mounts"] if one["destination"] == "/dev/shm"]
+    assert (made["type"], made["source"]) == ("bind", "/pod/shm")
+
+
+@pytest.mark.parametrize("kind", ["mount", "user", "network", "../ipc", ""])
+def test_other_namespaces_are_not_joined(kind: str) -> None:
+    assert f"a namespace of type {kind!a} cannot be shared" in refusal(MINIMAL, joins=(kind,))
+
+
+def test_a_user_namespace_of_its_own_joins_nothing() -> None:
+    own = changed(linux=users([IDS]))
+    assert "a user namespace, and others shared with a pod" in refusal(own, joins=("uts",))
+
+
 def test_namespaces_are_the_guest_s_whatever_the_host_asks_for() -> None:
     given = [{"type": "network", "path": "/run/netns/x"}, {"type": "ipc", "path": "/proc/7/ns/ipc"}]
     result = accept(changed(linux={"namespaces": given, "cgroupsPath": "/../../host"}))
