@@ -32,7 +32,16 @@ class Policy(NamedTuple):
         TEE to protect one."""
         if not self.init_data.text and not self.protected:
             return None
-        return Tenant(self.init_data.container, self.init_data.host)
+        container = self.init_data.container
+        readable = container.allow_output or container.insecure_any_process
+        return Tenant(container, self.init_data.host, output=readable or not self.protected)
+
+    @property
+    def allowed_images(self) -> tuple[str, ...] | None:
+        """Patterns; None = every image. With a TEE no image runs that the tenant did not name: it would be
+        given whatever the VM's evidence is worth."""
+        allowed = self.init_data.image.allowed
+        return () if allowed is None and self.protected else allowed
 
     def insecure_registries(self, wished: tuple[str, ...]) -> tuple[str, ...]:
         """The registries to speak plain http to. `wished` by the operator counts only where there is

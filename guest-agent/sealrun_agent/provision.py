@@ -83,7 +83,7 @@ class RegistryImages:
             policy=ImagePolicy(
                 insecure_registries=self._policy.insecure_registries(order.insecure_registries),
                 ca_certificates=wishes.ca_certificates,
-                allowed=wishes.allowed,
+                allowed=self._policy.allowed_images,
                 insecure_unpinned_keys=wishes.insecure_unpinned_keys,
             ),
             dial=order.dial,

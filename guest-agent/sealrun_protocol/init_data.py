@@ -92,7 +92,7 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True):
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """`[image]` of sealrun.toml.
 
-    allowed: patterns of image references; None = every image. decryption_keys: kbs:/// URIs of
+    allowed: patterns of image references; None = every image, or none where there is a TEE. decryption_keys: kbs:/// URIs of
     private keys (PEM). insecure_registries: host[:port] that is spoken to in plain http.
     ca_certificates: PEM, trusted for registries in addition to the guest image's own.
     insecure_unpinned_keys: an encrypted image is opened although `allowed` does not name its digest.
@@ -111,6 +111,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
 
     commands: whole argument vectors. environment: names of variables that the host may set, a `*` at
     the end stands for any rest. allow_exec: the host may run further programs in the container.
+    allow_output: with a TEE, the host may read what the container writes to stdout, stderr or a terminal.
     hooks: createContainer and startContainer hooks that may run in the guest, each as its path and the
     arguments behind the first. share_pid: the containers of a pod may share a pid
     namespace: each sees the processes of the others, and may trace them. insecure_any_process: the host
@@ -121,6 +122,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     environment: tuple[str, ...] = ()
     allow_exec: bool = False
     share_pid: bool = False
+    allow_output: bool = False
     hooks: tuple[tuple[str, ...], ...] = ()
     insecure_any_process: bool = False
 

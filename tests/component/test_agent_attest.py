@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fixtures import tpm as tpms
-from fixtures.agent import Host, agent
+from fixtures.agent import Host, agent, config
 from sealrun_broker.verifiers import sample, tpm
 from sealrun_broker.verifiers.binding import EvidenceInvalid, Expected, Verified
 from sealrun_protocol import messages
@@ -19,6 +19,7 @@ from sealrun_protocol.evidence import bound_to
 pytestmark = [pytest.mark.root, pytest.mark.tpm]
 
 NONCE = bytes(range(32))
+BIND = {"destination": "/data", "type": "bind", "source": "/nowhere", "options": ["bind"]}
 
 
 def init_data(algorithm: str = "sha256", *lines: str) -> bytes:
@@ -153,3 +154,51 @@ def test_a_tpm_that_goes_away(tmp_path: Path) -> None:
             failed = host.request(messages.Attest, nonce=NONCE)
             assert (failed.phase, failed.code) == (Phase.ATTEST, ErrorCode.TEE_UNAVAILABLE)
             assert failed.text == "no evidence can be had from the TEE"
+
+
+STREAMS = {"stdin": 0, "stdout": 4, "stderr": 6}
+ECHO = ("sh", "-c", "echo word; echo word >&2")
+
+
+def test_the_host_may_not_read_what_a_container_writes(host: Host) -> None:
+    text = init_data("sha256", "[container]", "allow_exec = true")
+    host.configure(text)
+    done = host.create("sh", "-c", f"{ECHO[2]}; sleep 1000", **STREAMS)
+    assert isinstance(done, messages.Done), done
+    host.start()
+    while not {4, 6} <= host.ended:
+        host.receive()
+    assert host.run_in(*ECHO, stdin=0) == 0
+    assert {14, 16} <= host.ended
+    assert not any(host.output.values())
+    done = host.execute("sh", process="p2", terminal=True, stderr=0)
+    assert (done.code, done.phase) == (ErrorCode.POLICY_DENIED, Phase.START)
+
+
+def test_unless_the_tenant_says_so(host: Host) -> None:
+    text = init_data("sha256", "[container]", "allow_output = true")
+    host.configure(text)
+    assert host.run(*ECHO, **STREAMS) == 0
+    assert (host.output[4], host.output[6]) == (b"word\n", b"word\n")
+    assert logged(verified(host, text))[1:] == [
+        'sealrun Decision {"allowed":"true","request":"output"}'
+    ]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"config": config("sh", terminal=True), "terminal": True, "stderr": 0},
+        {"shared_root": True},
+        {"config": config("sh", mounts=[BIND]), "shared_mounts": (2,)},
+    ],
+    ids=["terminal", "shared-root", "shared-directory"],
+)
+def test_what_is_denied_by_default_is_written_down(host: Host, wish: dict[str, Any]) -> None:
+    text = init_data("sha256")
+    host.configure(text)
+    failed = host.create("sh", **wish)
+    assert (failed.code, failed.phase) == (ErrorCode.POLICY_DENIED, Phase.START)
+    assert logged(verified(host, text))[1:] == [
+        'sealrun Decision {"allowed":"false","request":"create"}'
+    ]

@@ -109,10 +109,24 @@ def test_the_operator_s_hint_counts_only_where_nobody_is_protected(
     tmp_path: Path, workload: Workload, broker: RunningBroker
 ) -> None:
     hint = workload.registry.address
-    with_tee = _prepare(tmp_path, workload.plain, b"", hint=hint, tee="snp")
+    named = broker.init_data(more=f'allowed = ["{hint}/*"]\n')
+    with_tee = _prepare(tmp_path, workload.plain, named, hint=hint, tee="snp")
     assert with_tee["failed"].split()[0] == "pull"
     of_a_tenant = _prepare(tmp_path, workload.plain, broker.init_data(), hint=hint)
     assert of_a_tenant["failed"].split()[0] == "pull"
+
+
+@pytest.mark.parametrize("tee", ["tpm", "snp", "tdx"])
+def test_with_a_tee_only_what_the_tenant_named_runs(
+    tmp_path: Path, workload: Workload, broker: RunningBroker, tee: str
+) -> None:
+    hint = workload.registry.address
+    insecure = f'insecure_registries = ["{hint}"]\n'
+    for text in (b"", broker.init_data(more=insecure)):
+        said = _prepare(tmp_path, workload.plain, text, hint=hint, tee=tee)
+        assert (said["failed"], said["phases"]) == ("verify image-not-allowed", "")
+    named = broker.init_data(more=f'{insecure}allowed = ["{workload.plain}"]\n')
+    assert "secret" in _prepare(tmp_path, workload.plain, named, tee=tee)["files"].split()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from sealrun_agent.container.sealed import opened_process
 from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Surroundings
 from sealrun_agent.container.worker import Worker
+from sealrun_agent.container.workload import check_terminal, may_read
 from sealrun_agent.errors import AgentError, RunError, StartError
 from sealrun_agent.processes import Child
 
@@ -96,7 +97,10 @@ class Executed:
         self._oom_kills, self._oom_before = oom_kills, oom_kills()
         self._child: Child | None = None
         self._over = False
-        self._stdio = Stdio(here.streams, here.events, here.post, request, self._report_exit)
+        readable = may_read(here.tenant)
+        self._stdio = Stdio(
+            here.streams, here.events, here.post, request, self._report_exit, readable=readable
+        )
         worker = Worker(f"exec-{request.process}", here.events.post, here.attempt)
         worker.submit(self._execute, self._executed)
         worker.stop()
@@ -125,6 +129,7 @@ class Executed:
         here, request = self._here, self._request
         with ExitStack() as always, ExitStack() as undo:
             always.callback(self._stdio.close_theirs)
+            check_terminal(request.terminal, here.tenant)
             program = opened_process(process.decode(request), here.unseal)
             # Ids of requests are unique; a container's name does not begin with a dot.
             files = _write_files(f"{here.directory}/.exec/{request.id}", process.encode(program))

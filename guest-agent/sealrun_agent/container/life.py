@@ -36,7 +36,9 @@ from sealrun_agent.container.workload import (
     check_hooks,
     check_joins,
     check_shares,
+    check_terminal,
     may_execute,
+    may_read,
     restrict,
 )
 from sealrun_agent.errors import AgentError, RunError, StartError
@@ -91,10 +93,13 @@ class Container:
         self._shares_pid = "pid" in request.joins
         self._oom = False
         self.executions = Executions(here, self._id, self._cgroup)
-        self._stdio = Stdio(here.streams, here.events, here.post, request, self._report_exit)
+        readable = may_read(here.tenant)
+        self._stdio = Stdio(
+            here.streams, here.events, here.post, request, self._report_exit, readable=readable
+        )
         self._worker = Worker(f"container-{self._id}", here.events.post, here.attempt)
         self._worker.submit(
-            lambda: self._create(request), lambda result: self._created(result, answer)
+            lambda: self._decide(request), lambda result: self._created(result, answer)
         )
 
     @property
@@ -214,6 +219,15 @@ class Container:
 
         self._worker.submit(self._delete, deleted)
 
+    def _decide(self, request: messages.CreateContainer) -> _Made:
+        """Create, and write down where the tenant's policy denies it. Worker."""
+        try:
+            return self._create(request)
+        except AgentError as error:
+            if error.code in (ErrorCode.POLICY_DENIED, ErrorCode.IMAGE_NOT_ALLOWED):
+                self._here.decided("create", False)
+            raise
+
     def _create(self, request: messages.CreateContainer) -> _Made:
         """Worker."""
         here, name = self._here, self._id
@@ -221,6 +235,7 @@ class Container:
             always.callback(self._stdio.close_theirs)
             accepted = spec.accept(request)
             check_hooks(accepted.spec, here.tenant)
+            check_terminal(request.terminal, here.tenant)
             check_shares(accepted.shared, here.tenant, root=request.shared_root)
             check_joins(request.joins, here.tenant)
             self._record_leave(request, bool(accepted.shared))
@@ -273,6 +288,8 @@ class Container:
             return
         if tenant.container.insecure_any_process:
             self._here.decided("any-process", True)
+        elif tenant.container.allow_output:
+            self._here.decided("output", True)
         if shared:
             self._here.decided("shared-directory", True)
         if request.shared_root:

@@ -30,10 +30,12 @@ class Stdio:
         post: Post,
         wanted: messages.CreateContainer | messages.ExecProcess,
         ended: Callable[[], None],
+        *,
+        readable: bool = True,
     ) -> None:
         """Opens the streams that are wanted, whose ids are free to use. `ended` is called after the
-        end of each output."""
-        self._streams = streams
+        end of each output. readable: whether the host gets any; if not, outputs end at once."""
+        self._streams, self._readable = streams, readable
         self._ids = [n for n in (wanted.stdin, wanted.stdout, wanted.stderr) if n]
         self._outputs: list[Outgoing] = []
         self._terminal: Terminal | None = None
@@ -103,6 +105,9 @@ class Stdio:
         read, write = os.pipe()
         os.set_blocking(read, False)
         self._outputs.append(self._streams.open_output(stream, read, ended))
+        if not self._readable:
+            os.close(write)
+            return _null()
         return write
 
 

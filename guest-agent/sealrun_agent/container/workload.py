@@ -13,6 +13,8 @@ there is an init-data, unless its [container] says `insecure_any_process`:
   nowhere else: a mount can hide a file of the image;
 - later programs (exec): only with `allow_exec`;
 - a pid namespace that the containers of a pod share: only with `share_pid`.
+- output: with a TEE, the host gets none of it but with `allow_output`: streams end at once, and what is
+  written goes nowhere; a terminal is refused.
 
 Hooks that run in the guest (createContainer, startContainer) are programs of the host's choice with the
 rights of the guest's root: they have to be in `hooks`, whole, also under `insecure_any_process` and where
@@ -57,10 +59,12 @@ class Program(NamedTuple):
 
 
 class Tenant(NamedTuple):
-    """Who asked for protection. container: what may run. host: what is left to the host."""
+    """Who asked for protection. container: what may run. host: what is left to the host. output: whether
+    the host may read what is written."""
 
     container: init_data.Container
     host: init_data.Host
+    output: bool = True
 
 
 def check_shares(shared: Iterable[str], tenant: Tenant | None, *, root: bool) -> None:
@@ -131,6 +135,17 @@ def may_execute(tenant: Tenant | None) -> bool:
     if tenant is None:
         return True
     return tenant.container.allow_exec or tenant.container.insecure_any_process
+
+
+def may_read(tenant: Tenant | None) -> bool:
+    """Whether the host gets what the programs of a container write."""
+    return tenant is None or tenant.output
+
+
+def check_terminal(wanted: bool, tenant: Tenant | None) -> None:
+    """A terminal without output would be none. Raises StartError(POLICY_DENIED)."""
+    if wanted and not may_read(tenant):
+        raise _denied("process.terminal", "the host could read it")
 
 
 def _environment(given: Process, program: Program, allowed: Iterable[str]) -> tuple[str, ...]:

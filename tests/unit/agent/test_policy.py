@@ -57,3 +57,26 @@ def test_one_line_cuts_between_characters(character: str) -> None:
     assert line.endswith("…")
     assert set(line) == {character, "…"}
     assert one_line(character * 10) == character * 10
+
+
+def test_with_a_tee_nothing_is_allowed_by_default() -> None:
+    """Neither an image nor output; without one the host can read the VM's memory anyway."""
+    for document in (Policy(tee="tpm"), Policy(TENANT, "snp")):
+        assert document.allowed_images == ()
+        assert document.tenant is not None
+        assert not document.tenant.output
+        assert not document.tenant.host.may_share_at("/data")
+    assert Policy().allowed_images is None
+    assert Policy().tenant is None
+    assert Policy(TENANT).allowed_images is None
+    without = Policy(TENANT).tenant
+    assert without is not None
+    assert without.output
+
+
+@pytest.mark.parametrize("line", ["allow_output", "insecure_any_process"])
+def test_what_the_tenant_leaves_to_the_host_with_a_tee(line: str) -> None:
+    text = TENANT.text.replace(b"]'''", b"]\n[container]\n" + line.encode() + b" = true'''")
+    tenant = Policy(parse(text), "snp").tenant
+    assert tenant is not None
+    assert tenant.output

@@ -8,7 +8,9 @@ from sealrun_agent.container.workload import (
     Program,
     Tenant,
     check_shares,
+    check_terminal,
     may_execute,
+    may_read,
     restrict,
 )
 from sealrun_agent.errors import StartError
@@ -100,3 +102,12 @@ def test_exec() -> None:
     assert not may_execute(tenant())
     assert may_execute(tenant(allow_exec=True))
     assert may_execute(tenant(insecure_any_process=True))
+
+
+def test_output() -> None:
+    withheld = tenant()._replace(output=False)
+    assert may_read(None) and may_read(tenant()) and not may_read(withheld)
+    check_terminal(True, tenant())
+    check_terminal(False, withheld)
+    with pytest.raises(StartError, match=r"^process\.terminal: "):
+        check_terminal(True, withheld)
