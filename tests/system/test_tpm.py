@@ -132,7 +132,7 @@ def test_nothing_is_left_of_a_tpm(runtime: oci.Runtime, pcrs: dict[int, str]) ->
     traces.wait_until_gone(CONTAINER, podmans.STATE_ROOT)
 
 
-@pytest.mark.parametrize("victim", ["-tpmdev", "/runtime/bin/sealrun-shim"])
+@pytest.mark.parametrize("victim", ["tpm-crb,tpmdev=tpm0", "/runtime/bin/sealrun-shim"])
 def test_a_process_dies_while_the_vm_boots(
     runtime: oci.Runtime, rootfs: Path, tmp_path: Path, victim: str
 ) -> None:
