@@ -91,6 +91,7 @@ class RegistryImages:
             keys=partial(self._keys, order),
             store=self._store,
             progress=order.progress,
+            fetch=None if wishes.insist_on_registry else order.fetch,
         )
         path = self._store.mount(image.layers, order.container)
         try:

@@ -1,4 +1,5 @@
-"""Tunnels: how a worker thread gets a TCP connection that the host opens on its behalf.
+"""Tunnels: how a worker thread gets a TCP connection that the host opens on its behalf, or what the
+host's cache has of an image.
 
 The worker gets one end of a socket pair and uses it as it would use a TCP socket; the loop moves
 the bytes between the other end and the channel. The host sees what it carries unless the worker
@@ -7,6 +8,7 @@ puts TLS on it, which it does for whatever matters.
 
 import queue
 import socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sealrun_protocol import limits, messages
@@ -16,6 +18,9 @@ from sealrun_agent.dial import Dial
 from sealrun_agent.errors import DialFailed
 from sealrun_agent.loop import Loop
 from sealrun_agent.streams import Post, Streams
+
+_Ask = Callable[[int], messages.GuestMessage]
+"""The question for a stream."""
 
 
 class _Waiting(NamedTuple):
@@ -38,14 +43,35 @@ class Tunnels:
         """A Dial for worker threads, whose tunnels end when `owner` is abandoned."""
 
         def dial(host: str, port: int) -> socket.socket:
-            answer: queue.SimpleQueue[socket.socket | DialFailed] = queue.SimpleQueue()
-            self._loop.post(lambda: self._ask(_Waiting(owner, answer), host, port))
-            result = answer.get()  # bounded by the timer of _ask
-            if isinstance(result, DialFailed):
-                raise result
-            return result
+            return self._opened(
+                owner,
+                lambda stream: messages.OpenTunnel(stream=stream, host=host, port=port),
+                f"{host}:{port}",
+            )
 
         return dial
+
+    def fetcher(self, owner: str, image: str) -> Callable[[str], socket.socket]:
+        """For worker threads: what the host has of `image` with a digest, as a stream that ends with it.
+        Raises DialFailed."""
+
+        def fetch(digest: str) -> socket.socket:
+            return self._opened(
+                owner,
+                lambda stream: messages.OpenContent(stream=stream, image=image, digest=digest),
+                digest,
+            )
+
+        return fetch
+
+    def _opened(self, owner: str, ask: _Ask, what: str) -> socket.socket:
+        """Raises DialFailed."""
+        answer: queue.SimpleQueue[socket.socket | DialFailed] = queue.SimpleQueue()
+        self._loop.post(lambda: self._ask(_Waiting(owner, answer), ask, what))
+        result = answer.get()  # bounded by the timer of _ask
+        if isinstance(result, DialFailed):
+            raise result
+        return result
 
     def opened(self, stream: int) -> None:
         """The host says that the connection stands."""
@@ -74,17 +100,17 @@ class Tunnels:
             self._give_up(stream, "the container was deleted")
             self._streams.reset(stream)
 
-    def _ask(self, waiting: _Waiting, host: str, port: int) -> None:
+    def _ask(self, waiting: _Waiting, ask: _Ask, what: str) -> None:
         if len(self._streams) + len(self._waiting) >= limits.STREAMS:
-            waiting.answer.put(DialFailed(f"{host}:{port}: too many open streams", refused=False))
+            waiting.answer.put(DialFailed(f"{what}: too many open streams", refused=False))
             return
         stream, self._next = self._next, self._next + 2
         self._waiting[stream] = waiting
         mine = self._owned.setdefault(waiting.owner, set())
         mine -= {old for old in mine if old not in self._streams and old not in self._waiting}
         mine.add(stream)
-        self._post(messages.OpenTunnel(stream=stream, host=host, port=port))
-        silence = f"{host}:{port}: the host did not answer in {limits.HTTP_SECONDS} s"
+        self._post(ask(stream))
+        silence = f"{what}: the host did not answer in {limits.HTTP_SECONDS} s"
         self._loop.later(limits.HTTP_SECONDS, lambda: self._give_up(stream, silence))
 
     def _give_up(self, stream: int, text: str) -> None:

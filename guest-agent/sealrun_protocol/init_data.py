@@ -97,6 +97,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     ca_certificates: PEM, trusted for registries in addition to the guest image's own.
     insecure_unpinned_keys: an encrypted image is opened although `allowed` does not name its digest.
         A hostile registry can then put a layer of its own beside the encrypted ones.
+    insist_on_registry: the host's cache is not asked for what the image consists of.
     """
 
     allowed: tuple[str, ...] | None = None
@@ -104,6 +105,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     insecure_registries: tuple[str, ...] = ()
     ca_certificates: str = ""
     insecure_unpinned_keys: bool = False
+    insist_on_registry: bool = False
 
 
 class Container(msgspec.Struct, frozen=True, kw_only=True):

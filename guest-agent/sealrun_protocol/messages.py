@@ -9,7 +9,7 @@ Order of a life::
     guest: Hello                                   (once, first)
     host:  ConfigureSandbox           guest: Done | Failed
     host:  ConfigureNetwork           guest: Done | Failed     (where there is one; again on changes)
-    host:  CreateContainer            guest: Progress*, OpenTunnel*, then Done | Failed
+    host:  CreateContainer            guest: Progress*, OpenTunnel*, OpenContent*, then Done | Failed
     host:  RefreshFiles               guest: Done | Failed
     host:  StartContainer             guest: Done | Failed
     both:  StreamData, StreamCredit, StreamEnd, StreamReset
@@ -97,6 +97,7 @@ class CreateContainer(Request, frozen=True, kw_only=True):
 
     config: the OCI config.json, as the engine wrote it (JSON text).
     image: the reference as host or user named it; empty with `shared_root`.
+    cached: the host answers OpenContent for this image.
     insecure_registries: the operator's hint, obeyed only where there is no init-data and no TEE.
     shared_root: the root file system is a directory that the host shares (share.py).
     shared_mounts: those of the config's mounts (by index) whose sources the host shares.
@@ -113,6 +114,7 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     container: str
     config: bytes
     image: str
+    cached: bool = False
     insecure_registries: tuple[str, ...] = ()
     shared_root: bool = False
     shared_mounts: tuple[int, ...] = ()
@@ -296,6 +298,16 @@ class OpenTunnel(Message, frozen=True, kw_only=True):
     port: int
 
 
+class OpenContent(Message, frozen=True, kw_only=True):
+    """Ask the host for a manifest or blob of a container's image by digest. image: as the host named it
+    in CreateContainer. Answered by TunnelOpened, the content and StreamEnd, or by StreamReset; what
+    ends early could not be had. Nothing is promised of the bytes."""
+
+    stream: int
+    image: str
+    digest: str
+
+
 class AgentFailed(Message, frozen=True, kw_only=True):
     """Last words: the agent cannot go on and powers off."""
 
@@ -377,6 +389,7 @@ GuestMessage = (
     | Progress
     | ProcessExited
     | OpenTunnel
+    | OpenContent
     | AgentFailed
     | StreamData
     | StreamCredit

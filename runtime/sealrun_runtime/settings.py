@@ -165,6 +165,15 @@ class ImageSettings(Section, frozen=True, kw_only=True):
             "allow it; auto: the latter only where there is no image that a guest could pull"
         ),
     ] = "auto"
+    transport: Annotated[
+        Literal["registry", "cache"],
+        Meta(
+            description="registry: the guest fetches images itself; cache: it may ask this host for "
+            "them by digest, which fetches each blob once for all sandboxes (skopeo does, with the "
+            "host's credentials and mirrors); the guest checks the bytes either way",
+            extra={"annotation": "io.sealrun.image.transport"},
+        ),
+    ] = "registry"
     insecure_registries: Annotated[
         tuple[Registry, ...],
         Meta(
@@ -172,6 +181,26 @@ class ImageSettings(Section, frozen=True, kw_only=True):
             "a hint that the guest obeys only where no init-data and no TEE is in play"
         ),
     ] = ()
+
+
+class CacheSettings(Section, frozen=True, kw_only=True):
+    """What this host keeps of the images that guests ask it for."""
+
+    directory: Annotated[Directory, Meta(description="Where it lies")] = "/var/cache/sealrun/images"
+    size: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 30,
+            description="MiB that it may have; what was not used for the longest time goes first",
+        ),
+    ] = 20480
+    authfile: Annotated[
+        Directory,
+        Meta(
+            description="Credentials for registries (containers-auth.json); empty: the host's own"
+        ),
+    ] = ""
 
 
 class LogSettings(Section, frozen=True, kw_only=True):
@@ -197,6 +226,7 @@ class Config(Section, frozen=True, kw_only=True):
     guest: GuestSettings = GuestSettings()
     relay: RelaySettings = RelaySettings()
     image: ImageSettings = ImageSettings()
+    cache: CacheSettings = CacheSettings()
     log: LogSettings = LogSettings()
 
 

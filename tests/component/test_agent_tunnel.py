@@ -142,3 +142,35 @@ def test_data_for_a_tunnel_that_is_not_open_yet_is_dropped(host: Host) -> None:
     host.start()
     host.exit_code()
     assert host.output[STDOUT] == b"right"
+
+
+def _create_from_cache(host: Host) -> tuple[int, int]:
+    """The ids of the request and of the stream that the guest asks for."""
+    number = host.ask_create(
+        "cat", "/fetched", image="registry.test/test/content:1", cached=True, stdin=0, stderr=0
+    )
+    asked = host.expect(messages.OpenContent)
+    assert asked.image == "registry.test/test/content:1"
+    assert asked.digest.startswith("sha256:")
+    return number, int(asked.stream)
+
+
+def test_content_of_the_hosts_cache_is_read_to_its_end(host: Host) -> None:
+    number, stream = _create_from_cache(host)
+    host.send(messages.TunnelOpened(stream=stream))
+    content = bytes(range(256)) * 10_000
+    _send(host, stream, content)
+    host.send(messages.StreamEnd(stream=stream))
+    assert isinstance(host.answer(number), messages.Done)
+    host.start()
+    assert host.exit_code() == 0
+    assert host.output[STDOUT] == content
+
+
+def test_a_host_that_refuses_content_is_heard(host: Host) -> None:
+    number, stream = _create_from_cache(host)
+    host.send(messages.StreamReset(stream=stream, text="the disk is full"))
+    failed = host.answer(number)
+    assert isinstance(failed, messages.Failed)
+    assert failed.code is ErrorCode.IMAGE_NOT_FOUND
+    assert "the disk is full" in failed.text

@@ -10,6 +10,7 @@ simulated pull does:
 
     test/busybox            a root file system with busybox, at once
     test/scratch            a root file system that has /busybox and nothing else
+    test/content            the same; what the host's cache has of DIGEST is left in /fetched
     test/dial/HOST/PORT     the same; what the endpoint sends until it ends is left in /fetched
     test/fail               a VerifyError
     test/bug                an exception that nobody expected
@@ -88,6 +89,8 @@ class BusyboxImages:
                 return Rootfs(root, DIGEST)
             case ["test", "dial", host, port]:
                 fetched = _fetch(order, host, int(port))
+            case ["test", "content"]:
+                fetched = _content(order)
             case ["test", "fail"]:
                 raise VerifyError(ErrorCode.DIGEST_MISMATCH, "layer sha256:0:\nnot what it says")
             case ["test", "bug"]:
@@ -141,6 +144,15 @@ def _fetch(order: Order, host: str, port: int) -> bytes:
         code = ErrorCode.ENDPOINT_REFUSED if error.refused else ErrorCode.REGISTRY_UNREACHABLE
         raise PullError(code, str(error)) from error
     return b"".join(received)
+
+
+def _content(order: Order) -> bytes:
+    assert order.fetch is not None, "the host offers nothing"
+    try:
+        with order.fetch(DIGEST) as stream, stream.makefile("rb") as file:
+            return file.read()
+    except DialFailed as error:
+        raise PullError(ErrorCode.IMAGE_NOT_FOUND, str(error)) from error
 
 
 def _mount(kind: str, target: str, options: str = "", flags: int = 0) -> None:

@@ -308,6 +308,7 @@ class Container:
             self._progress,
             directory=f"{place}/{share.ROOT}" if request.shared_root else "",
             readonly=accepted.spec.root.readonly,
+            fetch=self._here.tunnels.fetcher(self._id, request.image) if request.cached else None,
         )
 
     def _created(self, result: _Made | AgentError, answer: Answer) -> None:

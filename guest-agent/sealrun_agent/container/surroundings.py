@@ -1,5 +1,6 @@
 """What containers and their programs need of the sandbox around them, and give back to it."""
 
+import socket
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple, Protocol
 
@@ -32,7 +33,8 @@ Answer = Callable[[AgentError | Success], None]
 class Order(NamedTuple):
     """What a container needs for a root file system. directory: where it is, if the host shares it;
     else it is that of the image `reference`. progress: (phase, text, done bytes, total bytes); it
-    raises AgentError where the container is not wanted any more. dial: for registry and broker."""
+    raises AgentError where the container is not wanted any more. dial: for registry and broker.
+    fetch: what the host's cache has of the image, by digest; raises DialFailed. None: it has none."""
 
     container: str
     reference: str
@@ -41,6 +43,7 @@ class Order(NamedTuple):
     progress: Callable[[Phase, str, int, int], None]
     directory: str = ""
     readonly: bool = False
+    fetch: Callable[[str], socket.socket] | None = None
 
 
 class Rootfs(NamedTuple):

@@ -173,10 +173,10 @@ class _Paced:
 
     def makefile(self, mode: str) -> IO[bytes]:
         assert mode == "rb"
-        return io.BufferedReader(_PacedReader(self._sock.makefile("rb", buffering=0)))
+        return io.BufferedReader(PacedReader(self._sock.makefile("rb", buffering=0)))
 
 
-class _PacedReader(io.RawIOBase):
+class PacedReader(io.RawIOBase):
     """Bounds how long a peer can hold us by sending little: the socket's own timeout ends silence,
     this ends a drip. Only time spent waiting counts, so a slow consumer is no slow peer."""
 
@@ -186,9 +186,11 @@ class _PacedReader(io.RawIOBase):
         self._received = 0
 
     def readable(self) -> bool:
+        """As of files."""
         return True
 
     def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        """Raises TimeoutError, OSError."""
         start = time.monotonic()
         count = self._raw.readinto(buffer)
         self._waited += time.monotonic() - start
@@ -200,6 +202,7 @@ class _PacedReader(io.RawIOBase):
         return count
 
     def close(self) -> None:
+        """As of files."""
         self._raw.close()
         super().close()
 

@@ -21,7 +21,7 @@ from typing import Final
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode, Phase
 
-from sealrun_agent.errors import PullError, VerifyError
+from sealrun_agent.errors import DecryptError, PullError, VerifyError
 from sealrun_agent.image.decrypt import LayerKey, decrypted
 from sealrun_agent.image.layer import unpack
 from sealrun_agent.image.manifest import Manifest
@@ -88,13 +88,22 @@ class Filling:
                     return
                 number = self._waiting.pop()
             try:
-                self._fill(number, source)
+                self._fill_if_true(number, source)
             except BaseException as error:
                 with self._lock:
                     self._failure = self._failure or error
                 raise
             finally:
                 self._complete[number].set()
+
+    def _fill_if_true(self, number: int, source: Source) -> None:
+        try:
+            self._fill(number, source)
+        except (VerifyError, DecryptError):
+            if not source.second_chance(self._manifest.layers[number].descriptor):
+                raise
+            self._claim.discard(number)
+            self._fill(number, source)
 
     def _fill(self, number: int, source: Source) -> None:
         layer = self._manifest.layers[number]
@@ -108,7 +117,7 @@ class Filling:
         in_turn = ahead if layer.descriptor.size > _SMALL_BYTES else _as_it_is
         with ExitStack() as stages:
             blob = stages.enter_context(closing(source.blob(layer.descriptor, what)))
-            plain = verified(self._counted(blob, number), layer.descriptor.digest, what)
+            plain = verified(self._counted(blob, number, source), layer.descriptor.digest, what)
             if number in self._keys:
                 plain = decrypted(plain, self._keys[number], what)
             plain = stages.enter_context(closing(in_turn(plain)))
@@ -139,18 +148,20 @@ class Filling:
         if self._failure is not None:
             raise _Abandoned
 
-    def _counted(self, chunks: Chunks, number: int) -> Chunks:
+    def _counted(self, chunks: Chunks, number: int, source: Source) -> Chunks:
+        layer = self._manifest.layers[number].descriptor
         text = f"layer {number + 1} of {len(self._manifest.layers)}"
-        total = self._manifest.layers[number].descriptor.size
         done = 0
         told = 0.0
+        begun = time.monotonic()
         for chunk in chunks:
             self._check_wanted()
             done += len(chunk)
             now = time.monotonic()
-            if now - told >= PROGRESS_SECONDS or done == total:
-                with self._lock:
-                    self._progress(Phase.PULL, text, done, total)
+            if now - told >= PROGRESS_SECONDS or done == layer.size:
+                origin = " from the host's cache" if source.is_cached(layer) else ""
+                rate = done / max(now - begun, 0.001) / limits.MIB
+                self._progress(Phase.PULL, f"{text}{origin} at {rate:.1f} MiB/s", done, layer.size)
                 told = now
             yield chunk
 

@@ -121,6 +121,14 @@ class Registry:
                         f"cannot fetch {what} beyond byte {position} of {descriptor.size}: {error}",
                     ) from error
 
+    def second_chance(self, _descriptor: Descriptor) -> bool:
+        """See Source."""
+        return False
+
+    def is_cached(self, _descriptor: Descriptor) -> bool:
+        """See Source."""
+        return False
+
     def _blob_from(
         self, descriptor: Descriptor, position: int, what: str
     ) -> Generator[bytes, None, None]:

@@ -21,5 +21,11 @@ class Source(Protocol):
         """A blob's bytes, exactly as many as the descriptor says. what: it, in errors. Raises
         PullError, VerifyError(DIGEST_MISMATCH) where the source has more or fewer."""
 
+    def second_chance(self, descriptor: Descriptor) -> bool:
+        """The blob was not what the descriptor says: whether it will come from elsewhere now."""
+
+    def is_cached(self, descriptor: Descriptor) -> bool:
+        """Whether the blob comes, or came, from the host's cache."""
+
     def close(self) -> None:
         """Let go of connections."""

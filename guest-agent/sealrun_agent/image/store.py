@@ -50,6 +50,10 @@ class Claim:
         os.mkdir(self._staged[index], 0o755)
         return self._staged[index]
 
+    def discard(self, index: int) -> None:
+        """Take away what was staged of the layer. Raises OSError."""
+        _remove(*os.path.split(self._staged[index]))
+
     def below(self, index: int) -> list[str]:
         """The directories of the layers below, lowest first, staged or complete."""
         return [

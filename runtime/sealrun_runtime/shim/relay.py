@@ -1,4 +1,5 @@
-"""The relay: TCP connections that the guest asks for, because it may have no network of its own.
+"""The relay: TCP connections that the guest asks for, because it may have no network of its own, and
+what the host's cache has of its images (content.py).
 
 Only endpoints of the allowed set are dialled (endpoints.py); everything else is refused with
 ENDPOINT_REFUSED. Names are resolved on the host. The bytes are the guest's: TLS ends there.
@@ -8,13 +9,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
 
 from sealrun_protocol import limits, messages
 from sealrun_protocol.errors import ErrorCode
-from sealrun_protocol.messages import OpenTunnel, ProtocolViolation
+from sealrun_protocol.messages import OpenContent, OpenTunnel, ProtocolViolation
 
+from sealrun_runtime.shim.content import Contents, Unreachable
 from sealrun_runtime.shim.endpoints import Endpoint, endpoint
 from sealrun_runtime.shim.errors import wire_text
 from sealrun_runtime.shim.streams import Streams, Wire
@@ -99,10 +101,13 @@ class Relay:
         streams: Streams,
         wire: Wire,
         report: Callable[[str], None],
+        *,
+        contents: Contents,
     ) -> None:
         """seconds: how long a connection may take to stand. report: a line for the log."""
         self._allowed, self._seconds = allowed, seconds
         self._streams, self._wire, self._report = streams, wire, report
+        self._contents = contents
         self._dialling: dict[int, asyncio.Task[socket.socket]] = {}
 
     def allow(self, more: frozenset[Endpoint]) -> None:
@@ -112,22 +117,23 @@ class Relay:
     def open(self, message: OpenTunnel) -> None:
         """Dial, or refuse. Raises ProtocolViolation for an id that is not the guest's or is in use."""
         stream = message.stream
-        if stream <= 0 or stream % 2 == 0:
-            raise ProtocolViolation(f"a tunnel with stream id {stream}")
-        if stream in self._streams or stream in self._dialling:
-            raise ProtocolViolation(f"a second tunnel with stream id {stream}")
+        self._check_new(stream)
         wanted = endpoint(message.host, message.port)
         shown = wire_text(str(wanted)[:300])
         if wanted not in self._allowed:
             self._report(f"refused the guest a connection to {shown}")
             self._refuse(stream, ErrorCode.ENDPOINT_REFUSED, shown)
-        elif len(self._streams) + len(self._dialling) >= limits.STREAMS - _STDIO_STREAMS:
-            self._refuse(stream, None, f"{shown}: too many connections at once")
-        else:
+        elif self._have_room(stream, shown):
             self._report(f"connecting the guest to {shown}")
-            task = asyncio.ensure_future(_connect(wanted, self._seconds))
-            self._dialling[stream] = task
-            task.add_done_callback(lambda done: self._dialled(stream, wanted, done))
+            self._dial(stream, shown, _connect(wanted, self._seconds))
+
+    def open_content(self, message: OpenContent) -> None:
+        """Deliver from the cache, or refuse. Raises ProtocolViolation as `open`."""
+        stream = message.stream
+        self._check_new(stream)
+        shown = wire_text(message.digest[:80])
+        if self._have_room(stream, shown):
+            self._dial(stream, shown, self._contents.open(message.image, message.digest))
 
     def handle(self, message: messages.Stream) -> bool:
         """Whether the message concerns a connection that does not stand yet. Raises
@@ -143,11 +149,29 @@ class Relay:
 
     def close(self) -> None:
         """Give up the connections that do not stand yet."""
+        self._contents.close()
         for task in self._dialling.values():
             task.cancel()
         self._dialling.clear()
 
-    def _dialled(self, stream: int, wanted: Endpoint, task: asyncio.Task[socket.socket]) -> None:
+    def _check_new(self, stream: int) -> None:
+        if stream <= 0 or stream % 2 == 0:
+            raise ProtocolViolation(f"a tunnel with stream id {stream}")
+        if stream in self._streams or stream in self._dialling:
+            raise ProtocolViolation(f"a second tunnel with stream id {stream}")
+
+    def _have_room(self, stream: int, shown: str) -> bool:
+        if len(self._streams) + len(self._dialling) < limits.STREAMS - _STDIO_STREAMS:
+            return True
+        self._refuse(stream, None, f"{shown}: too many connections at once")
+        return False
+
+    def _dial(self, stream: int, shown: str, work: Coroutine[None, None, socket.socket]) -> None:
+        task = asyncio.ensure_future(work)
+        self._dialling[stream] = task
+        task.add_done_callback(lambda done: self._dialled(stream, shown, done))
+
+    def _dialled(self, stream: int, shown: str, task: asyncio.Task[socket.socket]) -> None:
         given_up = self._dialling.get(stream) is not task
         if not given_up:
             del self._dialling[stream]
@@ -155,8 +179,11 @@ class Relay:
             return
         error = task.exception()
         if error is not None:
+            if isinstance(error, Unreachable):
+                self._report(f"refused the guest {shown}, which is not of its images")
             if not given_up:
-                self._refuse(stream, None, f"{wanted}: {_cause(error)}")
+                refused = ErrorCode.ENDPOINT_REFUSED if isinstance(error, Unreachable) else None
+                self._refuse(stream, refused, f"{shown}: {_cause(error)}")
             return
         if given_up:
             task.result().close()

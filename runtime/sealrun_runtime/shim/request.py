@@ -42,6 +42,7 @@ def create_container(
         config=oci_config,
         image=handover.image,
         insecure_registries=handover.config.image.insecure_registries,
+        cached=handover.config.image.transport == "cache",
         shared_root=plan.root,
         shared_mounts=plan.shared,
         files=dict(copies),

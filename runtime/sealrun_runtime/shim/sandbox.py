@@ -22,7 +22,7 @@ from sealrun_protocol.messages import HostMessage, ProtocolViolation
 from sealrun_runtime import handover as handing
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.shim import endpoints, placement
+from sealrun_runtime.shim import placement
 from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import (
@@ -172,7 +172,7 @@ class Sandbox:
                 self._ending.set()
             raise
         self.admit(handover, oci_config, place, cgroup, door)
-        self._vm.allow(endpoints.allowed(handover))
+        self._vm.allow(handover)
         if self._launching is None and not self._vm.launched and not handover.idle:
             self._launching = self.spawn(self._launch(self._like(handover)))
 
@@ -210,7 +210,7 @@ class Sandbox:
             self.fail(error)
             return
         for member in self._members():
-            self._vm.allow(endpoints.allowed(member.handover))
+            self._vm.allow(member.handover)
 
     def _adopt_network(self) -> None:
         """Where the founder's stand-in made the network namespace itself. Raises HostFailed,

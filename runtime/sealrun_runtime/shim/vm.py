@@ -24,6 +24,7 @@ from sealrun_runtime.shim import (
 from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.channel import Channel
+from sealrun_runtime.shim.content import Contents
 from sealrun_runtime.shim.errors import (
     GuestFailed,
     ShimError,
@@ -74,6 +75,7 @@ class Vm:
         self._channel: Channel | None = None
         self._relay: Relay | None = None
         self._growth: Growth | None = None
+        self._contents = Contents(log_guest)
         self.agent = Agent(self.send)
         self.network: Network | None = None
         self.streams = Streams(self)
@@ -89,12 +91,14 @@ class Vm:
         self._channel = Channel(
             spec.channel, launched.channel, self._received, self._violated, self._channel_lost
         )
+        self._contents.add(handover)
         self._relay = Relay(
             endpoints.allowed(handover),
             handover.config.relay.timeout,
             self.streams,
             self,
             log_guest,
+            contents=self._contents,
         )
         self.network = Network(self.agent, launched.machine, launched.network)
         self._growth = Growth(
@@ -138,10 +142,11 @@ class Vm:
         if self._channel is not None:
             self._channel.when_drained(call)
 
-    def allow(self, endpoints_of_a_container: frozenset[endpoints.Endpoint]) -> None:
+    def allow(self, handover: Handover) -> None:
         """One more container comes into it: what its image and settings name may be reached, too."""
         if self._relay is not None:
-            self._relay.allow(endpoints_of_a_container)
+            self._relay.allow(endpoints.allowed(handover))
+            self._contents.add(handover)
 
     def fail(self, error: ShimError) -> None:
         """Nothing is expected of the guest any more."""
@@ -253,6 +258,8 @@ class Vm:
             self._owner.exited(message)
         elif isinstance(message, messages.OpenTunnel):
             self._relay.open(message)
+        elif isinstance(message, messages.OpenContent):
+            self._relay.open_content(message)
         elif not self._relay.handle(message):
             self.streams.handle(message)
 
