@@ -19,6 +19,7 @@ PROGRAMS = {
     "vm": ("qemu-system-x86_64", "sealrun"),
     "tpm": ("swtpm",),
     "podman": ("podman", "conmon"),
+    "containerd": ("containerd", "ctr"),
     "registry": ("docker-registry", "skopeo"),
     "virtiofsd": ("/usr/lib/qemu/virtiofsd",),
     "root": (),
