@@ -40,7 +40,7 @@ import sys
 sys.path[:0] = [sys.argv[1]]
 from sealrun_agent.dial import dial_directly
 from sealrun_agent.image.policy import ImagePolicy
-from sealrun_agent.image.pull import pull
+from sealrun_agent.image.pull import Keys, pull
 from sealrun_agent.image.store import Store
 _, _, reference, key, directory = sys.argv
 pull(
@@ -48,7 +48,7 @@ pull(
     policy=ImagePolicy((reference.partition("/")[0],), insecure_unpinned_keys=True),
     dial=dial_directly,
     resolved=lambda *_: None,
-    keys=lambda: [open(key, "rb").read()],
+    keys=Keys(lambda: [open(key, "rb").read()], lambda uri: b""),
     store=Store(directory),
     progress=lambda *_: None,
 )

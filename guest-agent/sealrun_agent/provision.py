@@ -8,10 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from functools import partial
-from typing import Final
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
 
 from sealrun_protocol.errors import ErrorCode, Phase
+from sealrun_protocol.init_data import InitData
 
 from sealrun_agent import boot
 from sealrun_agent.attestation import event_log
@@ -26,6 +27,9 @@ from sealrun_agent.policy import Policy
 from sealrun_agent.service import Machine
 from sealrun_agent.shared_tree import SharedTree
 from sealrun_agent.vault import Vault
+
+if TYPE_CHECKING:
+    from sealrun_agent.attestation.kbs import KeyBroker
 
 _DIRECTORY: Final = "/run/sealrun"
 
@@ -75,24 +79,25 @@ class RegistryImages:
         """Pull, check, decrypt, unpack and mount, or take what the host shares. Raises AgentError."""
         if order.directory:
             return Rootfs(self._shared(order), "")
-        from sealrun_agent.image.pull import pull
+        from sealrun_agent.image.pull import Keys, pull
 
         wishes = self._policy.init_data.image
-        image = pull(
-            order.reference,
-            policy=ImagePolicy(
-                insecure_registries=self._policy.insecure_registries(order.insecure_registries),
-                ca_certificates=wishes.ca_certificates,
-                allowed=self._policy.allowed_images,
-                insecure_unpinned_keys=wishes.insecure_unpinned_keys,
-            ),
-            dial=order.dial,
-            resolved=self._resolved,
-            keys=partial(self._keys, order),
-            store=self._store,
-            progress=order.progress,
-            fetch=None if wishes.insist_on_registry else order.fetch,
-        )
+        with closing(TenantKeys(order, self._policy.init_data, self._choice)) as tenant:
+            image = pull(
+                order.reference,
+                policy=ImagePolicy(
+                    insecure_registries=self._policy.insecure_registries(order.insecure_registries),
+                    ca_certificates=wishes.ca_certificates,
+                    allowed=self._policy.allowed_images,
+                    insecure_unpinned_keys=wishes.insecure_unpinned_keys,
+                ),
+                dial=order.dial,
+                resolved=self._resolved,
+                keys=Keys(tenant.private, tenant.resource),
+                store=self._store,
+                progress=order.progress,
+                fetch=None if wishes.insist_on_registry else order.fetch,
+            )
         path = self._store.mount(image.layers, order.container)
         try:
             return Rootfs(path, image.digest, _program(path, image.config))
@@ -115,29 +120,48 @@ class RegistryImages:
         said = {"digest": digest, "image": reference}
         self._choice.record(event_log.DOMAIN, "PullImage", said)
 
-    def _keys(self, order: Order) -> Sequence[bytes]:
-        """The keys that the init-data names, from its broker, for evidence."""
-        init_data = self._policy.init_data
-        names = init_data.image.decryption_keys
+
+class TenantKeys:
+    """What opens an order's image, from the init-data's broker, for evidence. Close it."""
+
+    def __init__(self, order: Order, init_data: InitData, choice: Choice) -> None:
+        self._order, self._init_data, self._choice = order, init_data, choice
+        self._broker: KeyBroker | None = None
+
+    def private(self) -> Sequence[bytes]:
+        """The keys that the init-data names. Raises DecryptError where it names none, AttestError."""
+        names = self._init_data.image.decryption_keys
         if not names:
             raise DecryptError(
                 ErrorCode.KEY_NOT_CONFIGURED,
-                f"image {order.reference} is encrypted, and the init-data names no key for it",
+                f"image {self._order.reference} is encrypted, and the init-data names no key for it",
             )
-        if init_data.broker is None:
-            raise AttestError(
-                ErrorCode.BROKER_NOT_CONFIGURED,
-                f"image {order.reference} is encrypted, and the init-data names no key broker",
-            )
+        return [self.resource(name) for name in names]
+
+    def resource(self, uri: str) -> bytes:
+        """What the broker has under a kbs:/// URI. Raises AttestError."""
+        if self._broker is None:
+            self._broker = self._session()
+        return self._broker.resource(uri)
+
+    def close(self) -> None:
+        """Forget session and keys."""
+        if self._broker is not None:
+            self._broker.close()
+
+    def _session(self) -> "KeyBroker":
+        """Nothing is sent yet."""
         from sealrun_agent.attestation.kbs import KeyBroker
 
-        attester = self._choice.attester(init_data)
-        order.progress(Phase.ATTEST, f"attesting to {init_data.broker.url}", 0, 0)
-        broker = KeyBroker(init_data.broker, attester, order.dial, init_data)
-        try:
-            return [broker.resource(name) for name in names]
-        finally:
-            broker.close()
+        broker = self._init_data.broker
+        if broker is None:
+            raise AttestError(
+                ErrorCode.BROKER_NOT_CONFIGURED,
+                f"image {self._order.reference} is encrypted, and the init-data names no key broker",
+            )
+        attester = self._choice.attester(self._init_data)
+        self._order.progress(Phase.ATTEST, f"attesting to {broker.url}", 0, 0)
+        return KeyBroker(broker, attester, self._order.dial, self._init_data)
 
 
 def _program(rootfs: str, config: ImageConfig) -> Program:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import encryption, layers
 from fixtures import registry as registries
 from fixtures.broker import DENY_ALL, RunningBroker, running_broker
 from fixtures.workload import KEY_NAME, KEY_URI, Workload, publish
+from simulators import registry as simulators
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +100,41 @@ def test_an_encrypted_image_with_its_key_from_the_broker(
     assert "secret" in said["files"].split()
     assert said["left"] == "False []"
     assert said["phases"].split() == ["pull", "decrypt", "attest"]
+
+
+KEK = bytes(range(32))
+
+
+@pytest.fixture
+def for_coco() -> Iterator[tuple[str, str]]:
+    """An image as CoCo's key provider makes it, in a registry: its address and the reference."""
+    tar = layers.tar([layers.directory("etc"), layers.file("etc/file", b"secret")])
+    blob, annotations = encryption.encrypted(
+        layers.compress(tar, "gzip"),
+        lambda text: {
+            encryption.PACKET_KEYS: encryption.packet(text, KEK, "kbs:///default/key/kek")
+        },
+    )
+    with simulators.serve() as simulator:
+        reference = simulator.publish([tar], blobs=[blob], annotations=[annotations])
+        yield simulator.address, reference
+
+
+def test_an_image_that_was_encrypted_for_coco_runs_unchanged(
+    tmp_path: Path, for_coco: tuple[str, str], broker: RunningBroker
+) -> None:
+    """The packet says which resource opens it; the init-data names the broker, and no key."""
+    address, reference = for_coco
+    more = f'insecure_registries = ["{address}"]\ninsecure_unpinned_keys = true\n'
+    denied = _prepare(tmp_path, reference, broker.init_data(more=more))
+    assert denied["failed"] == "attest key-not-found"
+    broker.add_resource("default/key/kek", bytes(32))
+    assert _prepare(tmp_path, reference, broker.init_data(more=more))["failed"] == (
+        "decrypt key-wrong"
+    )
+    broker.add_resource("default/key/kek", KEK)
+    said = _prepare(tmp_path, reference, broker.init_data(more=more))
+    assert (said["files"], said["phases"]) == ("etc", "pull decrypt attest")
 
 
 def test_a_plain_image_needs_no_broker(tmp_path: Path, workload: Workload) -> None:

@@ -1,4 +1,4 @@
-"""Images that Debian's skopeo encrypted, from sources of every compression it reads."""
+"""Images that Debian's skopeo encrypted: from sources of every compression it reads, by both schemes it knows."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import pytest
 from fixtures import layers
 from fixtures import registry as registries
 from fixtures.pulling import Puller
+from sealrun_agent.errors import DecryptError
 from sealrun_agent.image.pull import ImagePolicy
+from sealrun_protocol.errors import ErrorCode
 
 pytestmark = pytest.mark.registry
 
@@ -36,3 +38,30 @@ def test_a_layer_that_was_compressed_anew_on_its_way(
     puller = Puller(tmp_path / "store", keys=[image_key.private.read_bytes()])
     pulled = puller(reference, ImagePolicy((plain_registry.address,), insecure_unpinned_keys=True))
     assert (Path(pulled.layers[0]) / "secret").read_bytes() == b"of the tenant" * 1000
+
+
+def test_recipients_of_pkcs7(
+    tmp_path: Path, plain_registry: registries.Registry, image_key: registries.KeyPair
+) -> None:
+    """skopeo's envelopes are for certificates; one is for both, beside a key that is wrapped by JWE."""
+    layout = tmp_path / "layout"
+    layers.write_layout(layout, [TAR])
+    options, keys = [], [image_key]
+    for name in ("one", "two"):
+        keys.append(registries.key_pair(tmp_path, name))
+        certificate = tmp_path / f"{name}.crt"
+        request = ["openssl", "req", "-x509", "-key", str(keys[-1].private), "-subj", "/CN=a"]
+        registries.run([*request, "-out", str(certificate)])
+        options += ["--encryption-key", f"pkcs7:{certificate}"]
+    name = "test/pkcs7:1"
+    registries.push(layout, plain_registry, name, encrypt_for=[image_key], options=options)
+    reference = f"{plain_registry.address}/{name}"
+    policy = ImagePolicy((plain_registry.address,), insecure_unpinned_keys=True)
+    for number, key in enumerate(keys):
+        puller = Puller(tmp_path / str(number), keys=[key.private.read_bytes()])
+        image = puller(reference, policy)
+        assert (Path(image.layers[0]) / "secret").read_bytes() == b"of the tenant" * 1000
+    stranger = registries.key_pair(tmp_path, "stranger").private.read_bytes()
+    with pytest.raises(DecryptError) as caught:
+        Puller(tmp_path / "stranger", keys=[stranger])(reference, policy)
+    assert caught.value.code is ErrorCode.KEY_WRONG

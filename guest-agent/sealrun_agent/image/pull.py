@@ -7,8 +7,8 @@ Rules, in order:
 2. The tenant's allowed images are checked twice: the reference before any traffic, the digests when
    they are known and before anything else is fetched.
 3. An encrypted image is opened only if the tenant named its digest.
-4. Keys are asked for only if the image has an encrypted layer that is not here yet, once, and before
-   layers are fetched: an image that cannot be opened costs no traffic.
+4. Keys are asked for only if the image has an encrypted layer that is not here yet, each once, and
+   before layers are fetched: an image that cannot be opened costs no traffic.
 5. A layer is fetched, checked, decrypted, decompressed, checked and unpacked as one stream, into a
    staging directory; several layers at once (filling.py). The stages, and what each of them promises
    at the stream's end:
@@ -33,7 +33,7 @@ from sealrun_protocol.errors import ErrorCode, Phase
 
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import PullError, VerifyError
-from sealrun_agent.image.decrypt import LayerKey, layer_key, load_keys
+from sealrun_agent.image.decrypt import Keys, LayerKey, Opener
 from sealrun_agent.image.filling import Filling, Progress
 from sealrun_agent.image.manifest import (
     MANIFEST_TYPES,
@@ -54,9 +54,7 @@ from sealrun_agent.image.source import Source
 from sealrun_agent.image.store import Claim, Image, Store
 from sealrun_agent.image.stream import verified
 
-__all__ = ["Image", "ImagePolicy", "Progress", "pull"]
-
-Keys = Callable[[], Sequence[bytes]]
+__all__ = ["Image", "ImagePolicy", "Keys", "Progress", "pull"]
 
 Resolved = Callable[[str, str], None]
 """`resolved(reference, digest)`: the manifest's digest, when the tenant's checks have passed."""
@@ -73,8 +71,9 @@ def pull(
     progress: Progress,
     fetch: Fetch | None = None,
 ) -> Image:
-    """Pull the image that `reference` names. fetch: asks the host's cache, if it may be asked. resolved: is told of it before any key is asked for. keys:
-    gets the PEM private keys. What these two raise passes through.
+    """Pull the image that `reference` names. fetch: asks the host's cache, if it may be asked.
+    resolved: is told of the image before any key is asked for. What it and the keys raise passes
+    through.
 
     Raises PullError, VerifyError, DecryptError."""
     wanted = parse(reference)
@@ -152,8 +151,8 @@ def _layer_keys(
     if not encrypted:
         return {}
     progress(Phase.DECRYPT, "getting the image's keys", 0, 0)
-    loaded = load_keys(keys())
-    return {number: layer_key(manifest.layers[number].descriptor, loaded) for number in encrypted}
+    opener = Opener(keys)
+    return {number: opener.layer_key(manifest.layers[number].descriptor) for number in encrypted}
 
 
 def _published(claim: Claim) -> tuple[str, ...]:

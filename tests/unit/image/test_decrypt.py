@@ -7,20 +7,29 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from fixtures.encryption import b64, wrapped
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fixtures.encryption import (
+    JWE_KEYS,
+    PACKET_KEYS,
+    PKCS7_KEYS,
+    b64,
+    envelope,
+    packet,
+    wrapped,
+)
 from sealrun_agent.errors import DecryptError
 from sealrun_agent.image.decrypt import (
-    JWE_KEYS,
     PUBLIC_OPTIONS,
+    Keys,
     LayerKey,
+    Opener,
     decrypted,
-    layer_key,
     load_keys,
 )
 from sealrun_agent.image.manifest import Descriptor, parse_manifest
@@ -63,6 +72,15 @@ def private(**change: Any) -> bytes:
 
 def descriptor(**annotations: str) -> Descriptor:
     return Descriptor("sha256:" + "0" * 64, 57, "x", annotations)
+
+
+def layer_key(
+    described: Descriptor, keys: Sequence[rsa.RSAPrivateKey], **resources: bytes
+) -> LayerKey:
+    """resources: of the broker, by tag in default/key."""
+    pems = [key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for key in keys]
+    found = {f"kbs:///default/key/{tag}": content for tag, content in resources.items()}
+    return Opener(Keys(lambda: pems, found.__getitem__)).layer_key(described)
 
 
 def code_of(annotations: dict[str, str]) -> ErrorCode:
@@ -179,8 +197,94 @@ def test_a_manifest_that_skopeo_wrote() -> None:
 
 
 @pytest.mark.skipif(not EXAMPLES.is_dir(), reason=f"{EXAMPLES} is not here")
-def test_a_manifest_of_another_key_scheme_is_refused_by_name() -> None:
+def test_a_manifest_of_a_key_provider_that_skopeo_wrote() -> None:
     manifest = parse_manifest((EXAMPLES / "encrypted-manifest-keyprovider.json").read_bytes())
-    with pytest.raises(DecryptError, match="attestation-agent") as caught:
-        layer_key(manifest.layers[0].descriptor, [RSA])
+    with pytest.raises(DecryptError, match="its iv is not 12 bytes") as caught:
+        layer_key(manifest.layers[0].descriptor, [])  # a provider for show: it encrypted nothing
     assert caught.value.code is ErrorCode.ENCRYPTION_INVALID
+
+
+KEK = bytes(range(32))
+KID = "kbs:///default/key/one"
+
+
+def with_keys(**wrapped_keys: str) -> Descriptor:
+    names = {"jwe": JWE_KEYS, "pkcs7": PKCS7_KEYS, "packet": PACKET_KEYS}
+    return descriptor(
+        **{PUBLIC_OPTIONS: public(), **{names[k]: value for k, value in wrapped_keys.items()}}
+    )
+
+
+def test_an_envelope_gives_the_key() -> None:
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    two = b64(envelope(private(), other, RSA))
+    assert layer_key(with_keys(pkcs7=two), [RSA]) == KEY
+    assert layer_key(with_keys(pkcs7=f"{b64(envelope(private(), other))},{two}"), [RSA]) == KEY
+
+
+@pytest.mark.parametrize(
+    "kid", [KID, "kbs://broker.example:8080/default/key/one", "/default/key/one"]
+)
+@pytest.mark.parametrize(
+    "second",
+    [{}, {"version": "0.1.0", "provider": "kbs", "provider_settings": {}, "annotations": {}}],
+)
+def test_a_packet_gives_the_key(kid: str, second: dict[str, Any]) -> None:
+    """Of both versions, without a private key; which broker is asked is not the packet's to say."""
+    sealed = packet(private(), KEK, kid, **second)
+    assert layer_key(with_keys(packet=sealed), [], one=KEK) == KEY
+
+
+def test_what_is_wrapped_in_several_ways_opens_by_each() -> None:
+    jwe, sealed = wrapped(private(), RSA), packet(private(), KEK, KID)
+    assert layer_key(with_keys(jwe=jwe, packet=sealed), [RSA]) == KEY
+    assert layer_key(with_keys(jwe=jwe, packet=sealed), [], one=KEK) == KEY
+    stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    assert layer_key(with_keys(jwe=jwe, packet=sealed), [stranger], one=KEK) == KEY
+    assert layer_key(with_keys(jwe="x", pkcs7=b64(envelope(private(), RSA))), [RSA]) == KEY
+    with pytest.raises(DecryptError) as caught:
+        layer_key(with_keys(jwe=jwe, packet=sealed), [], one=bytes(32))
+    assert caught.value.code is ErrorCode.KEY_WRONG  # says more than that there is no other key
+
+
+def test_each_resource_is_asked_for_once() -> None:
+    asked: list[str] = []
+
+    def resource(uri: str) -> bytes:
+        asked.append(uri)
+        return KEK
+
+    opener = Opener(Keys(list, resource))
+    for _ in range(3):
+        assert opener.layer_key(with_keys(packet=packet(private(), KEK, KID))) == KEY
+    assert asked == [KID]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"kid": "http:///a/b/c"}, ErrorCode.ENCRYPTION_INVALID),
+        ({"kid": "kbs:///a/../b"}, ErrorCode.ENCRYPTION_INVALID),
+        ({"kid": "kbs+plugin:///a/b/c"}, ErrorCode.ENCRYPTION_INVALID),
+        ({"kid": None}, ErrorCode.ENCRYPTION_INVALID),
+        ({"iv": ""}, ErrorCode.ENCRYPTION_INVALID),
+        ({"iv": "!"}, ErrorCode.ENCRYPTION_INVALID),
+        ({"wrapped_data": ""}, ErrorCode.ENCRYPTION_INVALID),
+        ({"wrap_type": "A256CTR", "iv": b64(bytes(16))}, ErrorCode.ENCRYPTION_INVALID),
+        ({"version": "0.2.0"}, ErrorCode.ENCRYPTION_INVALID),
+        ({"provider": "aliyun"}, ErrorCode.ENCRYPTION_INVALID),
+        ({"wrapped_data": b64(bytes(40))}, ErrorCode.KEY_WRONG),
+        ({"kid": "kbs:///default/key/short"}, ErrorCode.KEY_WRONG),
+    ],
+)
+def test_packets_that_are_refused(change: dict[str, Any], code: ErrorCode) -> None:
+    sealed = packet(private(), KEK, KID, **change)
+    with pytest.raises(DecryptError) as caught:
+        layer_key(with_keys(packet=sealed), [RSA], one=KEK, short=b"16 bytes, no key")
+    assert caught.value.code is code
+    assert str(caught.value).isprintable()
+
+
+def test_a_key_that_is_wrapped_too_often() -> None:
+    with pytest.raises(DecryptError, match="more than 64 times"):
+        layer_key(with_keys(jwe=",".join(["eA=="] * 65)), [RSA])
