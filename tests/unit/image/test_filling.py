@@ -39,6 +39,12 @@ class Source:
                 self.before.get(descriptor.digest, lambda: None)()
             yield data[start : start + CHUNK_BYTES]
 
+    def second_chance(self, descriptor: Descriptor) -> bool:
+        return False
+
+    def is_cached(self, descriptor: Descriptor) -> bool:
+        return False
+
     def close(self) -> None:
         self.closed += 1
 
