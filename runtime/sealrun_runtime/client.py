@@ -16,7 +16,7 @@ descriptors beside it:
     ps      ID                          ok {"pids": [stand-ins' host pids], "processes": [guest's]}
     stats   ID                          ok {runc's `data` of a stats event}
     attest  ID  NONCE (hex)             ok {"tee", "evidence"}
-    delete  ID  FORCE(0|1)
+    delete  ID  FORCE(0|1)              says `progress` at once, since the rest may take long
 
 The answer is any number of `progress PHASE TEXT`, then one `ok [JSON]` or `error KIND TEXT REMEDY`.
 KIND is an ErrorCode value of the protocol with the guest, or `host-unfit`, `vmm-failed`,
@@ -40,6 +40,7 @@ from sealrun_runtime.errors import HostError, InvalidRequest, Reported, cause
 from sealrun_runtime.store import SOCKET, Directory
 
 ANSWER_SECONDS = 60.0
+WORD_SECONDS = 5.0  # until the first word of an answer that begins at once
 DATAGRAM_BYTES = 192 * 1024  # a datagram has to fit into net.core.wmem_default, 208 KiB
 
 
@@ -120,16 +121,20 @@ class Connection:
         raise HostError("the shim ended without an answer")
 
 
-def ask(directory: Directory, *fields: str, seconds: float = ANSWER_SECONDS) -> str:
+def ask(
+    directory: Directory, *fields: str, seconds: float = ANSWER_SECONDS, first: float = 0.0
+) -> str:
     """One short request; the document of its answer.
 
-    seconds: longer than the shim itself waits for the guest. Raises Reported, HostError;
-    ConnectionRefusedError, FileNotFoundError where no shim lives."""
+    seconds: longer than the shim itself waits for the guest. first: until its first word, where that
+    comes sooner. Raises Reported, HostError; ConnectionRefusedError, FileNotFoundError where no shim
+    lives."""
     connection = Connection(directory)
     try:
         connection.send(*fields)
-        while connection.receive(seconds) is not None:
-            pass
+        if connection.receive(first or seconds) is not None:
+            while connection.receive(seconds) is not None:
+                pass
         return connection.document
     finally:
         connection.close()

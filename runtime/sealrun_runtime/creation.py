@@ -121,6 +121,7 @@ def create(
         directory = store.make_container(os.path.abspath(invocation.root), prepared.handover.id)
         try:
             with _Attempt(invocation, directory, prepared) as attempt:
+                directory.hold()
                 attempt.make(console_socket, sources)
                 if pid_path:
                     pid_file.write(pid_path, attempt.stand_in)
@@ -221,7 +222,10 @@ class _Attempt:
         ):
             for hook in found or ():
                 with interruptible():
-                    hooks.run(hook, name, state)
+                    hooks.run(hook, name, state, enlist=self._enlist_hook)
+
+    def _enlist_hook(self) -> None:
+        leftovers.enlist(self._directory, leftovers.HOOK_ROLE)
 
     def _enlist_stand_in(self) -> None:
         leftovers.enlist(self._directory, leftovers.STAND_IN_ROLE)

@@ -4,10 +4,12 @@ import array
 import os
 import signal
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Final, NamedTuple
 
 from sealrun_runtime import handover, leftovers, pid_file, stand_in, store
 from sealrun_runtime.client import Connection
+from sealrun_runtime.commands import state
 from sealrun_runtime.errors import (
     KIND_WRONG_STATE,
     HostError,
@@ -66,7 +68,7 @@ def _begin(directory: store.Directory, request: Request) -> Executed:
             undo.callback(terminal.close)
             slave = terminal.slave
         pid, link = _stand_in(directory, slave)
-        undo.callback(_end, pid)
+        undo.callback(_end, directory, pid)
         with link:
             if terminal is not None and request.console_socket:
                 terminal.hand_over(request.console_socket)
@@ -97,7 +99,8 @@ def _stand_in(directory: store.Directory, slave: int) -> stand_in.StandIn:
     except NotFound:
         raise _stopped() from None
     try:
-        return stand_in.start_exec(first, container.rootfs, slave)
+        enlist = partial(leftovers.enlist_exec, directory)
+        return stand_in.start_exec(first, container.rootfs, enlist, slave)
     except HostError:
         _expect_live(directory)  # its namespaces go when it ends
         raise
@@ -132,7 +135,7 @@ def _await_answer(directory: store.Directory, connection: Connection) -> None:
 
 def _expect_live(directory: store.Directory) -> None:
     """Raises WrongState, in runc's words."""
-    status = store.status_of(directory.read(store.STATE))
+    status = store.status_of(state.current(directory))
     if status == "paused":
         raise WrongState("cannot exec in a paused container")
     if status in ("stopped", ""):
@@ -150,8 +153,9 @@ def _pass_on(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _end(pid: int) -> None:
+def _end(directory: store.Directory, pid: int) -> None:
     """Kill and reap a stand-in whose program does not run."""
     with suppress(OSError):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    leftovers.strike(directory, pid)

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -27,6 +28,10 @@ class HookFailed(SealrunError):
     """A hook could not be run, took too long, or ended with another status than 0."""
 
 
+def _nowhere() -> None:
+    """Of a poststop hook: the state directory is gone, and nobody deletes the container any more."""
+
+
 def encode(hooks: tuple[Hook, ...]) -> bytes:
     """The content of poststart.json or poststop.json."""
     return msgspec.json.encode(hooks)
@@ -37,13 +42,20 @@ def decode(content: bytes) -> tuple[Hook, ...]:
     return msgspec.json.decode(content, type=tuple[Hook, ...])
 
 
-def run(hook: Hook, name: str, state: bytes) -> None:
+def run(hook: Hook, name: str, state: bytes, *, enlist: Callable[[], None] = _nowhere) -> None:
     """Run one hook with the state on its stdin, and wait for it.
 
     Its environment is what the hook's `env` says and nothing else; its output goes nowhere but, in
-    part, into the error's text. name: which hook it is. Raises HookFailed.
+    part, into the error's text. name: which hook it is. enlist: what it does first, so that it does not
+    outlive the container where this process is killed. Raises HookFailed.
     """
     where = f"{name} hook {hook.path}"
+
+    def begin() -> None:
+        enlist()
+        # The mask is inherited, and `run` holds signals back while it deletes.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
     given = os.memfd_create("state")
     said = os.memfd_create("said")
     try:
@@ -58,7 +70,7 @@ def run(hook: Hook, name: str, state: bytes) -> None:
             stdout=said,
             stderr=said,
             start_new_session=True,
-            preexec_fn=_unblock_signals,  # noqa: PLW1509 - no threads here
+            preexec_fn=begin,  # noqa: PLW1509 - no threads here
         )
         try:
             status = _wait(process, hook, where)
@@ -68,6 +80,8 @@ def run(hook: Hook, name: str, state: bytes) -> None:
         words = os.pread(said, _WORDS, max(0, os.fstat(said).st_size - _WORDS))
     except OSError as error:
         raise HookFailed(f"cannot run {where}: {cause(error)}") from error
+    except subprocess.SubprocessError as error:  # it could not enlist itself
+        raise HookFailed(f"cannot run {where}: the container is gone") from error
     finally:
         os.close(given)
         os.close(said)
@@ -88,11 +102,6 @@ def run_poststop(invocation: Invocation, content: bytes, state: bytes) -> None:
             log.warning(text)
             if sys.stderr is not None:
                 sys.stderr.write(f"sealrun: warning: {one_line(text)}\n")
-
-
-def _unblock_signals() -> None:
-    """The mask is inherited, and `run` holds signals back while it deletes."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _wait(process: "subprocess.Popen[bytes]", hook: Hook, where: str) -> int:

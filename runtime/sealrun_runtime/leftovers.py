@@ -18,13 +18,14 @@ from sealrun_runtime.store import CGROUPS, NETWORK, PROCESSES, Directory
 
 SHIM_ROLE = "shim"
 STAND_IN_ROLE = "stand-in"
+EXEC_ROLE = "exec"
+HOOK_ROLE = "hook"
 KILL_SECONDS = 10.0
 CGROUP_SECONDS = 5.0
-# Of /proc/PID/stat, proc(5), and linux/sched.h.
+_LOOK_SECONDS = 0.05  # between two looks at processes that ought to have ended
+# Of /proc/PID/stat, proc(5).
 _PID = 1
-_FLAGS = 9
 _STARTTIME = 22
-_EXITING = 0x4
 
 
 def start_time(pid: int) -> int:
@@ -42,6 +43,25 @@ def enlist(directory: Directory, role: str) -> None:
     Raises OSError, which has to end it: the directory may be gone."""
     stat = _stat("self")  # with the host's pid, in whatever namespace the process is
     directory.append(PROCESSES, f"{role} {int(stat[_PID])} {int(stat[_STARTTIME])}")
+
+
+def enlist_exec(directory: Directory) -> None:
+    """The same for a process that is one of thousands in the container's life: it has a file of its own,
+    whose name says all, and which goes with it (`strike`). Raises OSError."""
+    stat = _stat("self")
+    name = f"{EXEC_ROLE}:{int(stat[_PID])}:{int(stat[_STARTTIME])}"
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC
+    posix.close(posix.open(name, flags, 0o600, dir_fd=directory.descriptor))
+
+
+def strike(directory: Directory, pid: int) -> None:
+    """Take a process that has ended off the list, where it is one of those."""
+    for name in posix.listdir(directory.descriptor):
+        if name.startswith(f"{EXEC_ROLE}:{pid}:"):
+            try:  # noqa: SIM105 - contextlib costs 4 ms
+                posix.unlink(name, dir_fd=directory.descriptor)
+            except FileNotFoundError:
+                pass
 
 
 def enlist_other(directory: Directory, role: str, pid: int) -> None:
@@ -117,7 +137,7 @@ def _kill_all(directory: Directory, patience: float) -> None:
                 pidfd_send_signal(process, SIGKILL)
             except ProcessLookupError:
                 pass
-        if not _wait(processes, KILL_SECONDS) and not all(map(_has_ended, processes)):
+        if not _wait(processes, KILL_SECONDS):
             raise HostError(f"cannot kill all processes of container {directory.container}")
     finally:
         for process in processes:
@@ -127,8 +147,10 @@ def _kill_all(directory: Directory, patience: float) -> None:
 def _living(directory: Directory) -> list[tuple[int, str]]:
     """A pidfd and the role of each recorded process that still is the one that was recorded."""
     found = []
-    for line in directory.read(PROCESSES).decode().splitlines():
-        fields = line.split()
+    recorded = [line.split() for line in directory.read(PROCESSES).decode().splitlines()]
+    names = posix.listdir(directory.descriptor)
+    recorded += [name.split(":") for name in names if name.startswith(f"{EXEC_ROLE}:")]
+    for fields in recorded:
         if len(fields) != 3:  # cut short by a crash while it was written
             continue
         pid, started = int(fields[1]), int(fields[2])
@@ -144,7 +166,8 @@ def _living(directory: Directory) -> list[tuple[int, str]]:
 
 
 def _wait(processes: list[int], seconds: float) -> bool:
-    """Whether all processes ended within `seconds`. A zombie has ended: its parent is an engine."""
+    """Whether all processes ended within `seconds`. A zombie has ended: its parent is an engine. So has
+    the first one of a pid namespace that is held up by zombies of others (see _has_ended)."""
     deadline = time.monotonic() + seconds
     poller = poll()
     pending = set(processes)
@@ -154,7 +177,8 @@ def _wait(processes: list[int], seconds: float) -> bool:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             return False
-        for process, _ in poller.poll(remaining * 1000):
+        ended = [process for process, _ in poller.poll(min(remaining, _LOOK_SECONDS) * 1000)]
+        for process in ended or filter(_has_ended, [*pending]):
             poller.unregister(process)
             pending.discard(process)
     return True
@@ -171,14 +195,16 @@ def _release_network(record: str) -> None:
 
 
 def _has_ended(process: int) -> bool:
-    """Whether there is no more of a process than its number. The first one of a pid namespace keeps
-    that until all others were reaped, which is up to the parents that adopted them."""
+    """Whether there is no more of a process than its number: its memory, files, namespaces and, last but
+    for those, its working directory were given back. The first one of a pid namespace keeps the number until
+    all others were reaped, which is up to the parents that adopted them."""
     info = _read(f"/proc/self/fdinfo/{process}")
     pid = int(info.partition(b"\nPid:")[2].split(b"\n", 1)[0])  # -1: it was reaped
     try:
-        return bool(int(_stat(str(pid))[_FLAGS]) & _EXITING)
-    except OSError:
+        posix.readlink(f"/proc/{pid}/cwd")
+    except FileNotFoundError:
         return True
+    return False
 
 
 def _remove_cgroup(path: str) -> None:

@@ -104,10 +104,14 @@ def start(
         return _start(_Plan(prepare, enlist, enter, reports, terminal, root))
 
 
-def start_exec(first: int, rootfs: str, terminal: int = NO_TERMINAL) -> StandIn:
+def start_exec(
+    first: int, rootfs: str, enlist: Callable[[], None], terminal: int = NO_TERMINAL
+) -> StandIn:
     """Fork an exec's stand-in beside the container's: in the same pid, ipc, uts and network
     namespaces, and with the same root in a mount namespace of its own (the shell has to be executed
-    from the host's). first: a pidfd of the container's stand-in. Raises HostError."""
+    from the host's). first: a pidfd of the container's stand-in. enlist: what it does first: it ends
+    with the container's where that is the first of a namespace of pids, but not with --pid=host. Raises
+    HostError."""
     reports = {number: f"signal {number}" for number in FORWARDED}
     if terminal != NO_TERMINAL:
         reports[signal.SIGWINCH] = "winch"
@@ -119,9 +123,8 @@ def start_exec(first: int, rootfs: str, terminal: int = NO_TERMINAL) -> StandIn:
         for kind in _JOINED:
             namespaces.setns(first, namespaces.CLONE[kind])
 
-    # It is not enlisted: it ends with the container's, whose namespace of pids it is in.
     root = _Root(rootfs, mount_proc=True)
-    return _start(_Plan(prepare, lambda: None, enter, reports, terminal, root))
+    return _start(_Plan(prepare, enlist, enter, reports, terminal, root))
 
 
 class _Root(NamedTuple):

@@ -7,6 +7,8 @@ owner only. A container that stands alone is a sandbox of its own, and has all o
     shim.sock     the control socket; listening from before the shim runs until the shim dies
     shim.json     what the shim starts from; oci.json: the bundle's config.json  (handover.py)
     processes     lines `role pid starttime` of what must not outlive the container
+    exec:PID:STARTTIME
+                  the same of an executed program's stand-in; empty, and gone when that has ended
     poststart.json, poststop.json
                   the hooks that `start` and `delete` run, where there are any  (hooks.py)
     cgroups       lines of absolute cgroup directories that the shim made, the deepest last
@@ -128,6 +130,26 @@ class Directory:
         mine = self._unlink(POSTSTOP)
         self._unlink(STATE)  # behind the hooks, which are told of it
         return mine
+
+    def hold(self) -> None:
+        """Say, for as long as this process or one that was given the descriptor lives, that somebody is
+        at work here: `create`, which writes the first state and may die before there is another."""
+        import fcntl
+
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+
+    def is_being_created(self) -> bool:
+        """Whether a `create` that has not made its container yet is alive."""
+        if status_of(self.read(STATE)) not in ("", "creating"):
+            return False
+        import fcntl
+
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        return False
 
     def remove(self) -> None:
         """Remove the directory itself, where it still is the one of its name. Raises OSError: it is
@@ -258,12 +280,12 @@ def status_of(state: bytes) -> str:
 
 
 def is_live(state: bytes) -> bool:
-    """Whether a state document is one that only a living shim keeps true."""
-    return status_of(state) in ("created", "running", "paused")
+    """Whether a state document is one that only a living shim, or `create`, keeps true."""
+    return status_of(state) in ("creating", "created", "running", "paused")
 
 
 def as_stopped(state: bytes) -> bytes:
-    """The state document of a container whose shim died without saying so."""
+    """The state document of a container whose shim, or whose creation, died without saying so."""
     start, end = _member(state, b"status")
     state = state[:start] + b'"stopped"' + state[end:]
     start, end = _member(state, b"pid")

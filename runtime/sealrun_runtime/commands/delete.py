@@ -40,15 +40,17 @@ def delete(
     force: bool,
     seconds: float = client.ANSWER_SECONDS,
 ) -> None:
-    """seconds: how long a shim may take to end everything by itself. Raises WrongState where the
+    """seconds: how long a shim may take to end everything by itself; one that stands still and does not
+    even say that it has begun is killed before, where `force` is given. Raises WrongState where the
     container runs and `force` is not given, Reported, HostError."""
     patience, lost = 0.0, False
     try:
-        client.ask(directory, "delete", directory.container, "1" if force else "0", seconds=seconds)
+        request = ("delete", directory.container, "1" if force else "0")
+        client.ask(directory, *request, seconds=seconds, first=client.WORD_SECONDS)
         patience = PATIENCE
     except (ConnectionRefusedError, FileNotFoundError) as error:
         # No shim lives: any more, or yet, where `create` has only begun.
-        if not force and _status(directory) == "creating":
+        if not force and directory.is_being_created():
             raise _not_stopped(directory) from error
     except Reported as error:
         if error.kind == KIND_WRONG_STATE and not force:

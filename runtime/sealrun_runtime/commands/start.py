@@ -51,13 +51,16 @@ def _start(directory: store.Directory) -> None:
 
 
 def _run_poststart(invocation: Invocation, directory: store.Directory, content: bytes) -> None:
-    from sealrun_runtime import hooks
+    from functools import partial
+
+    from sealrun_runtime import hooks, leftovers
     from sealrun_runtime.commands import delete
 
     state = directory.read(store.STATE)
     try:
         for hook in hooks.decode(content):
-            hooks.run(hook, "poststart", state)
+            enlist = partial(leftovers.enlist, directory, leftovers.HOOK_ROLE)
+            hooks.run(hook, "poststart", state, enlist=enlist)
     except hooks.HookFailed:
         delete.delete(invocation, directory, force=True)
         raise

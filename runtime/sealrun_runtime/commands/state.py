@@ -26,7 +26,11 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
 def current(directory: store.Directory) -> bytes:
     """The state document as it is true now; empty where there is none."""
     document = directory.read(store.STATE)
-    if store.is_live(document) and not client.is_alive(directory):
+    if (
+        store.is_live(document)
+        and not client.is_alive(directory)
+        and not directory.is_being_created()
+    ):
         # The shim may have written the final state between our two looks.
         document = directory.read(store.STATE)
         if store.is_live(document):

@@ -64,11 +64,13 @@ class Executions:
         guest: Agent,
         send: Callable[[HostMessage], None],
         spawn: Spawn,
+        *,
         join: Callable[[int], None],
+        strike: Callable[[int], None],
     ) -> None:
-        """join: put a stand-in into the cgroup; raises HostFailed."""
+        """join: put a stand-in into the cgroup; raises HostFailed. strike: one has ended."""
         self._container, self._agent, self._send = container, guest, send
-        self._spawn, self._join = spawn, join
+        self._spawn, self._join, self._strike = spawn, join, strike
         self._all: dict[str, Execution] = {}
         self._reported = asyncio.Event()
         self._silent: set[str] = set()  # the guest was asked to run them, and did not answer
@@ -200,7 +202,8 @@ class Executions:
     async def _see_off(self, one: Execution, process: Process, code: int) -> None:
         await process.flush(None)
         process.tell(code)
-        await process.dismiss()
+        if await process.dismiss():
+            self._strike(process.pid)
         del self._all[one.name]
 
     def _check(self, name: str, config: bytes, streams: Streams) -> bool:

@@ -6,13 +6,14 @@ removed from the guest, and the others go on.
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from sealrun_protocol import messages
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.messages import HostMessage, ProtocolViolation
 
-from sealrun_runtime import sharing
+from sealrun_runtime import leftovers, sharing
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import agent, request, state
@@ -121,7 +122,12 @@ class Member:
         self._oci_config, self._sandbox = oci_config, sandbox
         self._container = Container(handover, directory)
         self._executions = Executions(
-            handover.id, sandbox.agent, sandbox.send, sandbox.spawn, self._join_cgroup
+            handover.id,
+            sandbox.agent,
+            sandbox.send,
+            sandbox.spawn,
+            join=self._join_cgroup,
+            strike=partial(leftovers.strike, directory),
         )
         self._steering = Steering(
             self._container,

@@ -168,12 +168,14 @@ class Process:
         """The stand-in exits with the program's code."""
         self._link.tell(code)
 
-    async def dismiss(self) -> None:
-        """Wait, for a bounded time, until the stand-in has gone with its code."""
+    async def dismiss(self) -> bool:
+        """Wait, for a bounded time, until the stand-in has gone with its code; whether it has."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STAND_IN_SECONDS):
                 await self._link.gone.wait()
+        gone = self._link.gone.is_set()
         self._link.close()
+        return gone
 
     def abandon(self) -> None:
         """It never came to be: close everything; the stand-in ends by itself."""

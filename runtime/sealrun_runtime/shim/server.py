@@ -183,6 +183,7 @@ class Server:
             case ["kill", container, signal, ("0" | "1") as everything] if signal.isdigit():
                 return self._requests.kill(container, int(signal), everything=everything == "1")
             case ["delete", container, ("0" | "1") as force]:
+                _send(connection, "progress", "delete", "")  # we do not stand still
                 return self._requests.delete(container, force=force == "1")
             case [("pause" | "resume" | "ps" | "stats") as verb, container]:
                 return self._requests.steer(container, verb, "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.cli import World
+from sealrun_runtime import store
 
 pytestmark = pytest.mark.root
 
@@ -86,14 +87,23 @@ def test_a_create_that_is_killed_leaves_what_delete_force_removes(world: World) 
 
 
 def test_plain_delete_leaves_a_create_that_has_only_begun_alone(world: World) -> None:
+    """And takes away what one that was killed has left: it is stopped, as for runc."""
     directory = world.root / "c1"
     directory.mkdir()
     state = '{"ociVersion":"1.0.2","id":"c1","status":"creating","pid":0,"bundle":"/b","annotations":{}}'
     (directory / "state.json").write_text(state)
+    (directory / "oci.json").touch()
+    at_work = store.open_container(str(world.root), "c1")
+    at_work.hold()
     done = world("delete", "c1")
     assert done.returncode == 1
     assert "cannot delete container c1 that is not stopped: creating; use --force" in done.stderr
-    assert world("delete", "--force", "c1").returncode == 0
+    assert world.state()["status"] == "creating"
+    at_work.close()
+    assert world.state()["status"] == "stopped"
+    assert '"status": "stopped"' in world("list", "--format", "json").stdout
+    assert "cannot exec in a stopped container" in world("exec", "c1", "true").stderr
+    assert world("delete", "c1").returncode == 0
     world.assert_nothing_left()
 
 

@@ -5,6 +5,7 @@ deletes; each with the state on its stdin, in order, once.
 import base64
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -185,6 +186,26 @@ def test_a_create_that_is_called_off_ends_its_hook(world: World) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 1
     assert not os.path.exists(f"/proc/{said(world).strip()}")
+    world.assert_nothing_left()
+
+
+@pytest.mark.parametrize("kind", ["createRuntime", "poststart"])
+def test_a_hook_whose_caller_was_killed_ends_with_the_container(world: World, kind: str) -> None:
+    hooks = {kind: [hook(world, "echo $$; exec sleep 1000")]}
+    command = world.command("create", "-b", world.bundle(hooks=hooks), "c1")
+    if kind == "poststart":
+        world.create(hooks=hooks)
+        command = world.command("start", "c1")
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 20
+        while not said(world):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    left = os.pidfd_open(int(said(world)))
+    assert world("delete", "--force", "c1").returncode == 0
+    assert select.select([left], [], [], 0)[0], "it lives"
+    os.close(left)
     world.assert_nothing_left()
 
 

@@ -5,15 +5,18 @@ state and `create` then say, that everything ends by itself, and that a delete l
 import os
 import signal
 import subprocess
+import time
 from typing import NamedTuple
 
 import pytest
 from component.faults.conftest import SECONDS, Host, wait_until
-from fixtures import simulated
+from fixtures import oci, simulated
+from sealrun_runtime import leftovers
 
 pytestmark = pytest.mark.root
 
 KILLED = 137
+BOUND = 30.0  # seconds for what takes at most 7 on an idle machine
 BY_SIGNAL = -signal.SIGKILL
 
 
@@ -132,7 +135,7 @@ def test_create_itself(host: Host, moment: str) -> None:
 
 @pytest.mark.parametrize("moment", ["booting", "pulling"])
 def test_create_and_shim_at_once(host: Host, moment: str) -> None:
-    """Nobody is left to write a state: it stays `creating` for ever, and only force removes it."""
+    """Nobody is left to write a state, and so it is stopped."""
     creation = begin(host, moment)
     shim = host.sandbox.pid("shim")
     creation.process.send_signal(signal.SIGSTOP)
@@ -140,10 +143,11 @@ def test_create_and_shim_at_once(host: Host, moment: str) -> None:
     creation.process.kill()
     creation.wait()
     wait_until(lambda: host.remains.processes() == [])
-    refused = host.runtime("delete", host.id)
-    assert refused.status == 1
-    assert "that is not stopped: creating; use --force" in refused.stderr
-    host.force_away()
+    document = host.runtime.state(host.id)
+    assert document is not None
+    assert (document["status"], document["pid"]) == ("stopped", 0)
+    assert host.runtime("delete", host.id).ok
+    assert host.remains.all() == []
 
 
 def begin(host: Host, moment: str):
@@ -217,9 +221,36 @@ def test_orphans_that_nobody_reaps_do_not_hold_up_a_delete(host: Host, executed)
     process.wait(SECONDS)
     os.kill(stand_in, signal.SIGKILL)
     wait_until(lambda: sleepers(host) == 1)
+    began = time.monotonic()
     done = host.runtime("delete", "--force", host.id)
     assert (done.status, done.stdout, done.stderr) == (0, b"", "")
+    assert time.monotonic() - began < leftovers.KILL_SECONDS
     host.remains.wait_until_none()
+
+
+def test_the_stand_in_of_an_exec_that_stands_still_in_the_host_s_pid_namespace(host: Host) -> None:
+    """Nothing but the record of it says that it belongs to the container."""
+    bundle = host.bundle()
+    linux = oci.read(bundle)["linux"]
+    linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] != "pid"]
+    host.create(oci.edit(bundle, {"linux": linux}))
+    host.start()
+    pid_file = host.tmp / "exec.pid"
+    null = subprocess.DEVNULL
+    command = [host.runtime.binary, "--root", str(host.runtime.root), "exec", "--detach"]
+    command += ["--pid-file", str(pid_file), host.id, "sleep", "1000"]
+    subprocess.run(command, stdin=null, stdout=null, stderr=null, check=True, timeout=SECONDS)
+    os.kill(int(pid_file.read_text()), signal.SIGSTOP)
+    host.force_away()
+
+
+def test_an_exec_that_has_ended_leaves_no_record(host: Host) -> None:
+    host.create()
+    host.start()
+    for program in ("true", "/missing"):
+        host.runtime("exec", host.id, program)
+    wait_until(lambda: not list(host.sandbox.directory.glob("exec:*")))
+    host.force_away()
 
 
 @pytest.mark.parametrize("victim", ["shim", "vmm", "stand-in", "agent"])
@@ -241,6 +272,20 @@ def test_one_that_stands_still_does_not_hold_up_a_delete(host: Host, victim: str
     host.start()
     host.sandbox.kill(victim, signal.SIGSTOP)
     host.force_away()
+
+
+def test_a_shim_that_stands_still_holds_up_a_delete_for_seconds(host: Host) -> None:
+    """Who does not force is told."""
+    host.create()
+    host.sandbox.kill("shim", signal.SIGSTOP)
+    refused = host.runtime("delete", host.id)
+    assert (refused.status, refused.stderr) == (
+        1,
+        "sealrun: the shim does not answer; use delete --force\n",
+    )
+    began = time.monotonic()
+    host.force_away()
+    assert time.monotonic() - began < BOUND
 
 
 def test_all_stand_still_and_the_shim_is_dead(host: Host) -> None:
