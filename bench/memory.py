@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """What one running container of ours takes of the host's and of its guest's memory.
 
-Usage: bench/memory.py [--memory MIB] [--samples N]
+Usage: bench/memory.py [--memory MIB] [--samples N] [--prefix DIR]
 
 Boots real VMs, one after the other, each with a container that sleeps, and looks at the shim, the
 stand-in and the VMM once it runs, and at what the agent said of the guest's memory when it was
@@ -9,8 +9,8 @@ ready. The floors are a bare interpreter and a sleeping busybox in the same run:
 and no process at all, is smaller. PSS counts shared pages by share, so it is what one more container
 costs; RSS counts them whole.
 
-Prints a table of medians, and as its last line one JSON object. Needs root, docker-registry, skopeo,
-busybox-static and a guest image.
+Prints a table of medians, and as its last line one JSON object. Needs root, an installation
+(install.sh), docker-registry, skopeo and busybox-static.
 """
 
 import argparse
@@ -31,8 +31,6 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-SEALRUN = ROOT / "runtime/bin/sealrun"
 BUSYBOX = Path("/bin/busybox")
 ID = "bench-memory"
 SECONDS = 180
@@ -152,11 +150,11 @@ insecure_any_process = true
     return path
 
 
-def sealrun(root: Path, *arguments: str) -> None:
+def sealrun(program: Path, root: Path, *arguments: str) -> None:
     """One verb; ends this program where it fails."""
     with open(root / "errors", "w+") as errors:  # a pipe would be kept open by the container
         done = subprocess.run(
-            [SEALRUN, "--root", root / "state", *arguments],
+            [program, "--root", root / "state", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -178,12 +176,12 @@ def memory_of(pid: int) -> tuple[int, int]:
     return figures["Rss"], figures["Pss"]
 
 
-def one_container(directory: Path, path: Path, memory: int) -> Kib:
+def one_container(program: Path, directory: Path, path: Path, memory: int) -> Kib:
     """The figures of one container, by name."""
     state = directory / "state" / ID
     try:
-        sealrun(directory, "create", "--bundle", str(path), ID)
-        sealrun(directory, "start", ID)
+        sealrun(program, directory, "create", "--bundle", str(path), ID)
+        sealrun(program, directory, "start", ID)
         time.sleep(SETTLE_SECONDS)
         figures: Kib = {}
         for line in (state / "processes").read_text().splitlines():
@@ -196,7 +194,7 @@ def one_container(directory: Path, path: Path, memory: int) -> Kib:
         figures["guest used"] = memory * 1024 - int(hello[1])
         return figures
     finally:
-        sealrun(directory, "delete", "--force", ID)
+        sealrun(program, directory, "delete", "--force", ID)
 
 
 def floor(*command: str) -> tuple[int, int]:
@@ -214,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--memory", type=int, default=1024, help="the VM's memory in MiB")
     parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--prefix", type=Path, default=Path("/usr/local"))
     options = parser.parse_args()
     samples: list[Kib] = []
     with tempfile.TemporaryDirectory() as name:
@@ -221,7 +220,9 @@ def main() -> None:
         with registry(directory) as address:
             path = bundle(directory, publish(directory, address), options.memory)
             for _ in range(options.samples):
-                sample = one_container(directory, path, options.memory)
+                sample = one_container(
+                    options.prefix / "bin/sealrun", directory, path, options.memory
+                )
                 interpreter = floor(sys.executable, "-ISE", "-c", "import time; time.sleep(60)")
                 sleeper = floor(str(BUSYBOX), "sleep", "60")
                 sample["python3 -ISE RSS"], sample["python3 -ISE PSS"] = interpreter

@@ -60,7 +60,7 @@ def execute(directory: store.Directory, request: Request, *, detached: bool) -> 
 def _begin(directory: store.Directory, request: Request) -> Executed:
     """Return when the program runs. What was made is undone where that fails: a stand-in that is
     killed takes its program with it."""
-    _expect_live(directory)
+    expect_live(directory)
     with ExitStack() as undo:
         terminal, slave = None, stand_in.NO_TERMINAL
         if request.process.terminal:
@@ -102,7 +102,7 @@ def _stand_in(directory: store.Directory, slave: int) -> stand_in.StandIn:
         enlist = partial(leftovers.enlist_exec, directory)
         return stand_in.start_exec(first, container.rootfs, enlist, slave)
     except HostError:
-        _expect_live(directory)  # its namespaces go when it ends
+        expect_live(directory)  # its namespaces go when it ends
         raise
     finally:
         os.close(first)
@@ -129,11 +129,11 @@ def _await_answer(directory: store.Directory, connection: Connection) -> None:
                 pass
     except Reported as error:
         if error.kind == KIND_WRONG_STATE:
-            _expect_live(directory)
+            expect_live(directory)
         raise
 
 
-def _expect_live(directory: store.Directory) -> None:
+def expect_live(directory: store.Directory) -> None:
     """Raises WrongState, in runc's words."""
     status = store.status_of(state.current(directory))
     if status == "paused":

@@ -64,6 +64,7 @@ def _run(invocation: Invocation, parsed: Parsed) -> int:
         raise InvalidRequest("--cgroup is not supported: the container's cgroups are the guest's")
     create.open_standard_descriptors()
     directory = store.open_container(invocation.root, container)
+    execution.expect_live(directory)
     content = _process(parsed, command, directory)
     process = bundle.parse_process(content)
     log = Log(invocation.log, invocation.log_format, debug=invocation.debug)
