@@ -23,8 +23,8 @@ from sealrun_agent.errors import AgentError, AttestError, DecryptError
 from sealrun_agent.image.manifest import Defaults, ImageConfig
 from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.store import Store
+from sealrun_agent.machine import Machine
 from sealrun_agent.policy import Policy
-from sealrun_agent.service import Machine
 from sealrun_agent.shared_tree import SharedTree
 from sealrun_agent.vault import Vault
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from sealrun_protocol import evidence, init_data, limits, messages
 from sealrun_protocol.errors import ErrorCode, Phase
@@ -23,11 +23,11 @@ from sealrun_agent.channel import Channel
 from sealrun_agent.container.bundle import is_container_id
 from sealrun_agent.container.crun import Crun
 from sealrun_agent.container.life import Container
-from sealrun_agent.container.surroundings import DONE, Answer, Images, Shares, Success, Surroundings
+from sealrun_agent.container.surroundings import DONE, Answer, Success, Surroundings
 from sealrun_agent.container.worker import Result, Worker
-from sealrun_agent.dial import Dial
 from sealrun_agent.errors import AgentError, AttestError, BootError, RunError, StartError
 from sealrun_agent.loop import Loop
+from sealrun_agent.machine import Machine
 from sealrun_agent.policy import Policy, one_line
 from sealrun_agent.processes import Processes
 from sealrun_agent.progress import Progress
@@ -51,32 +51,6 @@ _TERMINAL_SIZES: Final = range(1 << 16)
 _CPUS: Final = range(1, 4097)
 _GROWTH_SECONDS: Final = 10.0  # from a CPU's addition by the VMM to its appearance
 _DEATH_SECONDS: Final = 5.0  # that a shutdown waits for the containers it killed
-
-
-class Machine(NamedTuple):
-    """What the agent runs on, and does to it. set_clock: nanoseconds since 1970.
-
-    tee: as in Hello. directory: private, for bundles and sockets. bind: has the TEE vouch for the
-    init-data; raises AttestError where it is not what the VM was launched with. images: made once the
-    policy is known. evidence: fresh, over report data, as JSON of {tee, evidence}; any thread.
-    vault: the tenant's broker, with a way to it. record: writes an event into the TEE's log (domain,
-    operation, content). crun_options: more global options for crun. load_drivers: of devices that
-    came after the boot. take_added: use what the VM was given since, and say how many CPUs are
-    online; raises RunError."""
-
-    tee: str
-    directory: str
-    bind: Callable[[init_data.InitData], None]
-    set_hostname: Callable[[str], None]
-    set_clock: Callable[[int], None]
-    images: Callable[[Policy], Images]
-    shares: Shares
-    evidence: Callable[[init_data.InitData, bytes], bytes]
-    take_added: Callable[[], int]
-    vault: Callable[[init_data.InitData, Dial], Vault]
-    record: Callable[[str, str, dict[str, str]], bool] = lambda _domain, _operation, _content: False
-    crun_options: tuple[str, ...] = ()
-    load_drivers: Callable[[], None] = lambda: None
 
 
 def run(port_fd: int) -> None:

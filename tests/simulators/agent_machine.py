@@ -28,8 +28,9 @@ from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.attestation.tpm import TpmAttester, Transact
 from sealrun_agent.container.surroundings import Order, Rootfs
 from sealrun_agent.errors import AttestError, DialFailed, PullError, VerifyError
+from sealrun_agent.machine import Machine
 from sealrun_agent.policy import Policy
-from sealrun_agent.service import Machine, serve
+from sealrun_agent.service import serve
 from sealrun_agent.shared_tree import SharedTree
 from sealrun_agent.vault import Vault
 from sealrun_protocol.errors import ErrorCode, Phase

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sealrun_vmm import kvm
+from sealrun_vmm.errors import HostUnfit
 
 _KVM_CHECK_EXTENSION: Final = 0xAE03  # linux/kvm.h, with the following
 _KVM_CAP_VM_TYPES: Final = 235
@@ -41,6 +42,14 @@ class Platform:
         """Whether a KVM module was loaded with this parameter set."""
         return self.parameters.get(parameter, "").upper() in ("Y", "1")
 
+    def require_kernel(self, oldest: tuple[int, int], tee: str) -> None:
+        """Raise HostUnfit where the kernel is older than the first one that can use `tee`."""
+        if self.kernel < oldest:
+            raise HostUnfit(
+                f"cannot use {tee}: Linux {_dotted(self.kernel)} is too old",
+                remedy=f"boot Linux {_dotted(oldest)} or newer",
+            )
+
 
 DEVICES: Final = ("/dev/sev",)
 PARAMETERS: Final = ("kvm_amd.sev_snp", "kvm_intel.tdx")
@@ -62,6 +71,10 @@ def probe(root: str = "") -> Platform:
         devices=frozenset(path for path in DEVICES if os.path.exists(root + path)),
         parameters={name: value for name, value in values.items() if value},
     )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _vm_types(device: str) -> int:

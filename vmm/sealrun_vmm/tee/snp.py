@@ -31,12 +31,7 @@ def require(platform: Platform, _options: Options) -> None:
             "cannot use SEV-SNP: the CPU does not show sev_snp",
             remedy="take an EPYC 7003 or newer, switch SEV-SNP on in its setup, or set tee to auto",
         )
-    if platform.kernel < OLDEST_KERNEL:
-        needed = ".".join(map(str, OLDEST_KERNEL))
-        raise HostUnfit(
-            f"cannot use SEV-SNP: Linux {'.'.join(map(str, platform.kernel))} is too old",
-            remedy=f"boot Linux {needed} or newer",
-        )
+    platform.require_kernel(OLDEST_KERNEL, "SEV-SNP")
     if platform.kvm:
         raise HostUnfit(f"cannot use SEV-SNP: {platform.kvm}", remedy="load kvm_amd")
     if not platform.is_on("kvm_amd.sev_snp"):

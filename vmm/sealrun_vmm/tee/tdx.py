@@ -27,12 +27,7 @@ def require(platform: Platform, _options: Options) -> None:
             "cannot use TDX: the CPU does not show tdx_host_platform",
             remedy="take a Xeon with TDX, switch it on in its setup, or set tee to auto",
         )
-    if platform.kernel < OLDEST_KERNEL:
-        needed = ".".join(map(str, OLDEST_KERNEL))
-        raise HostUnfit(
-            f"cannot use TDX: Linux {'.'.join(map(str, platform.kernel))} is too old",
-            remedy=f"boot Linux {needed} or newer",
-        )
+    platform.require_kernel(OLDEST_KERNEL, "TDX")
     if platform.kvm:
         raise HostUnfit(f"cannot use TDX: {platform.kvm}", remedy="load kvm_intel")
     if not platform.is_on("kvm_intel.tdx"):
