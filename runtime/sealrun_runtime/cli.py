@@ -36,6 +36,9 @@ VERBS = {
     "measure": "measure",
     "config": "config",
     "init-data": "init_data",
+    "image": "image",
+    "cache": "cache",
+    "keyprovider": "keyprovider",
     "help": "help",
 }
 UNSUPPORTED = ("checkpoint", "restore")

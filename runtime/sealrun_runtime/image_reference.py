@@ -9,7 +9,8 @@ Looked at in this order, the first that speaks wins:
 3. Podman's storage, found from the bundle's path GRAPHROOT/DRIVER-containers/ID/userdata: container
    id -> image id -> name. The digest is used instead of the tag where it is known to be a
    registry's: the stored manifest has compressed layers only (a built image's are not until it is
-   pushed), and the image was never known under another repository.
+   pushed), and the image was never known under another repository; of a stub (stub.py), which has no
+   layers, where it says which digest of its own repository it stands for.
 
 Where nobody names an image that a guest could pull (a plain bundle, `podman run --rootfs`, an image
 that was built here), the root file system is the bundle's directory, if operator (`image.source`) and
@@ -50,6 +51,9 @@ _BUNDLE: Final = re.compile(
     r"(?P<root>/.+)/(?P<driver>[a-z0-9]+)-containers/(?P<id>[^/]+)/userdata"
 )
 _DIGEST: Final = re.compile(r".+@sha256:[0-9a-f]{64}")
+# Of the image that an image stands for (stub.py): OCI image specification, annotations.md.
+BASE_NAME: Final = "org.opencontainers.image.base.name"
+BASE_DIGEST: Final = "org.opencontainers.image.base.digest"
 _COMPRESSED: Final = ("gzip", "zstd")
 
 
@@ -114,6 +118,9 @@ class StoredImage(NamedTuple):
     def registry_digest(self) -> str:
         """The digest under which the registry of `name` has the image; empty where not known."""
         layers = self._decoded().layers
+        if not layers and self.annotations().get(BASE_NAME) == self.name:
+            digest = self.annotations().get(BASE_DIGEST, "")
+            return digest if _DIGEST.fullmatch(f"{self.name}@{digest}") else ""
         if not layers or not all(layer.media_type.endswith(_COMPRESSED) for layer in layers):
             return ""
         repositories = {repository(name) for name in self.known_as if not _is_local(name)}

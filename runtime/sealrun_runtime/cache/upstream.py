@@ -52,7 +52,17 @@ class Upstream:
 
     def manifest(self, version: str) -> bytes:
         """A manifest or index by tag or digest. Raises CacheFailed."""
-        command = [SKOPEO, "inspect", "--raw", *self._options, self._reference(version)]
+        document = self._inspected("--raw", version)
+        if len(document) > limits.MANIFEST_BYTES:
+            raise CacheFailed(f"{version} has more than {limits.MANIFEST_BYTES} bytes")
+        return document
+
+    def config(self, version: str) -> bytes:
+        """The configuration of the image for this platform. Raises CacheFailed."""
+        return self._inspected("--config", version, "--raw")
+
+    def _inspected(self, what: str, version: str, *more: str) -> bytes:
+        command = [SKOPEO, "inspect", what, *more, *self._options, self._reference(version)]
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
@@ -63,8 +73,6 @@ class Upstream:
             raise CacheFailed(f"skopeo did not answer: {error}") from error
         if done.returncode:
             raise CacheFailed(_message(done.stderr))
-        if len(done.stdout) > limits.MANIFEST_BYTES:
-            raise CacheFailed(f"{version} has more than {limits.MANIFEST_BYTES} bytes")
         return done.stdout
 
     def blob(self, manifest: str, digest: str, size: int) -> Iterator[bytes]:

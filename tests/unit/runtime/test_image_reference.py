@@ -292,3 +292,21 @@ def test_an_annotation_that_names_no_image_is_no_wish_for_the_bundle(tmp_path: P
     spec = container({"io.sealrun.image": "busybox"}, rootfs=str(tmp_path))
     with pytest.raises(InvalidRequest, match="cannot use image reference 'busybox'"):
         choose(spec, None, "auto", shared_root=True)
+
+
+@pytest.mark.parametrize(
+    ("layers", "name", "digest", "expected"),
+    [
+        ((), "r.test/a:1", DIGEST, DIGEST),
+        ((), "r.test/b:1", DIGEST, ""),  # it stands for another image
+        ((), "r.test/a:1", "sha256:..", ""),
+        ((PLAIN,), "r.test/a:1", DIGEST, ""),  # it has content of its own
+    ],
+)
+def test_a_stub_says_which_image_it_stands_for(
+    layers: tuple[str, ...], name: str, digest: str, expected: str
+) -> None:
+    base = "org.opencontainers.image.base"
+    said = {f"{base}.name": name, f"{base}.digest": digest}
+    stored = StoredImage("r.test/a:1", ("r.test/a:1",), manifest(*layers, annotations=said))
+    assert stored.registry_digest() == expected
