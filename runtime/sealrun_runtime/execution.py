@@ -2,6 +2,7 @@
 
 import array
 import os
+import select
 import signal
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -22,6 +23,7 @@ from sealrun_runtime.oci_config import Process
 from sealrun_runtime.terminal import Size, Terminal, own_size, proxied, pump
 
 ANSWER_SECONDS: Final = 150.0  # the guest's crun starts the program, emulated, on a loaded machine
+LINK_SECONDS: Final = 2.0  # the shim lets go of a link at once
 
 
 class Request(NamedTuple):
@@ -154,8 +156,14 @@ def _pass_on(pid: int, number: int) -> None:
 
 
 def _end(directory: store.Directory, pid: int) -> None:
-    """Kill and reap a stand-in whose program does not run."""
-    with suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
+    """Reap a stand-in whose program does not run. It ends with its link, and has then reaped who reads
+    it: killed, it would leave that one to the container's stand-in, which never reaps. One whose link
+    somebody still holds is killed."""
+    stand_in_ended = os.pidfd_open(pid)
+    try:
+        if not select.select([stand_in_ended], [], [], LINK_SECONDS)[0]:
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(stand_in_ended)
     os.waitpid(pid, 0)
     leftovers.strike(directory, pid)

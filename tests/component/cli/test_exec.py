@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import oci
 from fixtures.cli import World
 
 pytestmark = pytest.mark.root
@@ -117,6 +118,14 @@ def test_a_missing_program(world: World) -> None:
     assert (done.returncode, done.stderr) == (127, f"sealrun: {text}\n")
     assert world.error() == text
     assert stand_ins(world) == 1
+
+
+def test_a_program_that_is_not_run_leaves_nobody_to_be_reaped(world: World) -> None:
+    """The first process of a namespace inherits its orphans, and the container's stand-in reaps none."""
+    first = running(world)
+    for _ in range(3):
+        assert world("exec", "c1", "nothing").returncode == 127
+    assert oci.descendants(first) == []
 
 
 def stand_ins(world: World) -> int:
