@@ -1,4 +1,5 @@
-"""How often the host hears of progress: at once where a phase begins, else now and then."""
+"""How often the host hears of progress: at once where a phase begins or something is complete (a layer,
+of which an image has not more than limits.LAYERS), else now and then."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +24,8 @@ class Progress:
         """What container is in which phase, a line for a person, and bytes where they are known."""
         now = time.monotonic()
         phase_before, sent = self._last.get(container, (None, 0.0))
-        if phase is phase_before and now - sent < _SECONDS:
+        complete = total and done == total
+        if phase is phase_before and not complete and now - sent < _SECONDS:
             return
         self._last[container] = (phase, now)
         self._send(container, phase, text, done, total)

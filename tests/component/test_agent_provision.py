@@ -1,5 +1,6 @@
 """Images with keys from a broker: real registry, real broker, real mounts; only the VM is missing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import os, sys
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order
 from sealrun_agent.dial import dial_directly
-from sealrun_agent.errors import AgentError, RunError
+from sealrun_agent.errors import AgentError, DialFailed, RunError
 from sealrun_agent.policy import Policy
 from sealrun_agent.provision import RegistryImages
 from sealrun_protocol import init_data
@@ -33,6 +34,11 @@ document = init_data.parse(text.encode()) if text else init_data.ABSENT
 images = RegistryImages(Policy(document, tee), directory, Choice(directory))
 order = Order("c1", reference, (hint,) if hint else (), dial_directly,
               lambda phase, text, done, total: phases.append(phase.value))
+def fetch(digest):
+    phases.append("cache")
+    raise DialFailed(digest, refused=True)
+if "OFFER" in os.environ:
+    order = order._replace(fetch=fetch)
 if reference.startswith("/"):
     order = order._replace(reference="", directory=reference, readonly=hint == "ro")
 try:
@@ -68,7 +74,13 @@ def broker(tmp_path: Path, workload: Workload) -> Iterator[RunningBroker]:
 
 
 def _prepare(
-    directory: Path, image: str, init_data: bytes, *, hint: str = "", tee: str = "none"
+    directory: Path,
+    image: str,
+    init_data: bytes,
+    *,
+    hint: str = "",
+    tee: str = "none",
+    offer: bool = False,
 ) -> dict[str, str]:
     """What the program prints, by first word."""
     result = subprocess.run(
@@ -76,7 +88,8 @@ def _prepare(
             *("unshare", "--mount", sys.executable, "-c", PROGRAM),
             *(str(directory / "images"), image, init_data.decode(), hint, tee),
         ],
-        env={"PYTHONPATH": str(ROOT / "guest-agent"), "PATH": os.environ["PATH"]},
+        env={"PYTHONPATH": str(ROOT / "guest-agent"), "PATH": os.environ["PATH"]}
+        | ({"OFFER": ""} if offer else {}),
         capture_output=True,
         text=True,
         timeout=60,
@@ -134,6 +147,40 @@ def test_an_image_that_was_encrypted_for_coco_runs_unchanged(
     )
     broker.add_resource("default/key/kek", KEK)
     said = _prepare(tmp_path, reference, broker.init_data(more=more))
+    assert (said["files"], said["phases"]) == ("etc", "pull decrypt attest")
+
+
+def _wrapped_by_us(options: bytes, broker: RunningBroker, directory: Path) -> str:
+    """What `sealrun keyprovider` makes of a layer's private options, after it told the broker."""
+    params = {"ec": {"Parameters": {}}, "optsdata": encryption.b64(options)}
+    done = subprocess.run(
+        [
+            *(ROOT / "runtime/bin/sealrun", "keyprovider", "--keys", directory),
+            *("--broker", broker.url, "--ca", broker.directory / "tls/ca.pem"),
+            *("--admin-key", broker.directory / "admin/admin.key"),
+        ],
+        input=json.dumps({"op": "keywrap", "keywrapparams": params}).encode(),
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return encryption.b64(bytes(json.loads(done.stdout)["keywrapresults"]["annotation"]))
+
+
+def test_what_our_key_provider_wraps_is_opened_by_the_guest(
+    tmp_path: Path, broker: RunningBroker
+) -> None:
+    policy = '[evidence]\ninsecure_sample = true\n[[resource]]\npath = "default/image-kek/*"\n'
+    broker.write_policy(f'{policy}tee = ["sample"]\n')
+    tar = layers.tar([layers.directory("etc"), layers.file("etc/file", b"secret")])
+    blob, annotations = encryption.encrypted(
+        layers.compress(tar, "gzip"),
+        lambda text: {encryption.PACKET_KEYS: _wrapped_by_us(text, broker, tmp_path / "keys")},
+    )
+    with simulators.serve() as simulator:
+        reference = simulator.publish([tar], blobs=[blob], annotations=[annotations])
+        more = f'insecure_registries = ["{simulator.address}"]\ninsecure_unpinned_keys = true\n'
+        said = _prepare(tmp_path, reference, broker.init_data(more=more))
     assert (said["files"], said["phases"]) == ("etc", "pull decrypt attest")
 
 
@@ -215,3 +262,15 @@ def test_a_root_that_the_host_shares_and_one_that_stays_as_it_is(
     assert said["files"] == "file written"
     assert (said["digest"], said["phases"], said["left"]) == ("", "", "False []")
     assert (shared / "written").exists() == (access == "rw")
+
+
+@pytest.mark.parametrize("insist", [False, True])
+def test_a_tenant_may_insist_on_the_registry(
+    tmp_path: Path, workload: Workload, broker: RunningBroker, insist: bool
+) -> None:
+    """The host is then not told which blobs are wanted."""
+    more = f'{_insecure(workload.registry)}allowed = ["{workload.registry.address}/*"]\n'
+    more += f"insist_on_registry = {str(insist).lower()}\n"
+    said = _prepare(tmp_path, workload.plain, broker.init_data(more=more), offer=True)
+    assert said["digest"] == workload.plain.partition("@")[2]
+    assert ("cache" in said["phases"].split()) is not insist

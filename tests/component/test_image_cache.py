@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ from fixtures import layers
 from fixtures import registry as registries
 from fixtures.pulling import Puller
 from fixtures.registry import Registry
-from fixtures.shim import running
+from fixtures.shim import running, wait
 from sealrun_agent.errors import AgentError, DialFailed
 from sealrun_agent.image.pull import ImagePolicy
 from sealrun_protocol import limits, messages
@@ -158,6 +159,69 @@ def test_a_fill_that_fails_is_an_error_and_leaves_nothing(image: Image, tmp_path
         with pytest.raises(CacheFailed, match="beyond byte 0 of 10"):
             delivery.deliver(cache, source, unknown, far, print)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+HALF_FILLED = """
+import sys, time
+from sealrun_runtime.cache.store import Cache
+with Cache(sys.argv[1], 1 << 26).fill(sys.argv[2], int(sys.argv[3])) as filling:
+    filling.write(open(sys.argv[4], "rb").read()[:1000])
+    print("some", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_reader_outlives_the_shim_that_fills(image: Image, tmp_path: Path) -> None:
+    """kill -9 in the middle: whoever waits for the rest fetches it, and goes on where it was."""
+    largest = max(image.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
+    blob = Blob(f"sha256:{largest.parent.name}", largest.stat().st_size, image.digest)
+    cache = Cache(str(tmp_path / "cache"), 64 << 20)
+    given = [str(tmp_path / "cache"), blob.digest, str(blob.size), str(largest)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    near, far = socket.socketpair()
+    received: list[bytes] = []
+
+    def deliver() -> None:
+        with far, closing(upstream(image)) as source:
+            delivery.deliver(cache, source, blob, far, received_reports.append)
+
+    received_reports: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", HALF_FILLED, *given], stdout=subprocess.PIPE, env=environment
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"some\n"
+        reader = threading.Thread(target=deliver)
+        reader.start()
+        with near:
+            received.append(near.recv(1000, socket.MSG_WAITALL))
+            other.kill()
+            with near.makefile("rb") as file:
+                received.append(file.read())
+        reader.join()
+    assert b"".join(received) == largest.read_bytes()
+    wait(lambda: cache.open(blob.digest) is not None)
+    assert os.listdir(tmp_path / "cache/filling") == []
+
+
+def test_a_full_disk_ends_the_delivery_and_leaves_nothing(image: Image, tmp_path: Path) -> None:
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)], check=True)
+    try:
+        cache = Cache(str(directory), 64 << 20)
+        largest = max(image.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
+        blob = Blob(f"sha256:{largest.parent.name}", largest.stat().st_size, image.digest)
+        said: list[str] = []
+        near, far = socket.socketpair()
+        with near, far, closing(upstream(image)) as source:
+            threading.Thread(target=near.makefile("rb").read, daemon=True).start()
+            with pytest.raises(CacheFailed, match="could not be fetched beyond"):
+                delivery.deliver(cache, source, blob, far, said.append)
+        assert "No space left" in said[0]
+        assert cache.size() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 # --- a host that lies --------------------------------------------------------------------------------

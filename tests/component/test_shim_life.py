@@ -60,7 +60,7 @@ def test_a_happy_life(shim: Shim, guest: Guest) -> None:
     guest.send(messages.Done(id=create.id, image_digest="sha256:" + 64 * "b"))
     request.ok()
     told = request.answer.progress
-    assert told[-2:] == [("pull", "manifest"), ("pull", "a (3/9 MiB)")]
+    assert told[-2:] == [("pull", "manifest"), ("pull", "a (3.0 of 9.0 MiB)")]
     state = shim.state()
     assert list(state) == ["ociVersion", "id", "status", "pid", "bundle", "annotations"]
     assert state["status"] == "created"

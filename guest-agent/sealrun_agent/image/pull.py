@@ -100,6 +100,9 @@ def pull(
         config = parse_config(_config(source, manifest), manifest, platform)
         with store.claim(chain_ids(config.rootfs.diff_ids)) as claim:
             missing = [n for n in range(len(manifest.layers)) if not claim.present(n)]
+            if len(missing) < len(manifest.layers):
+                here = len(manifest.layers) - len(missing)
+                told(Phase.PULL, f"{here} of {len(manifest.layers)} layers are here already", 0, 0)
             if any(layer.encrypted for layer in manifest.layers):
                 check_pinned(policy, wanted, digests)
             resolved(str(wanted), digests[-1])

@@ -145,9 +145,10 @@ class _Proxy:
 
     def close(self) -> None:
         """End the process."""
-        self._socket.close()
         self._process.kill()
         self._process.wait()
+        with self._lock:  # whoever waits for an answer hears the end first
+            self._socket.close()
 
     def _finished(self, pipe: int) -> None:
         self._ask("FinishPipe", pipe)

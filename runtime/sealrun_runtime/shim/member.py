@@ -410,7 +410,7 @@ class Member:
         """To whoever waits for `create`, and into the log."""
         text = wire_text(message.text)
         if message.total_bytes > 0:
-            text += f" ({message.done_bytes >> 20}/{message.total_bytes >> 20} MiB)"
+            text += f" ({_mib(message.done_bytes)} of {_mib(message.total_bytes)} MiB)"
         log_guest(f"{message.phase.value}: {text}")
         if self._progress is not None:
             self._progress(message.phase.value, text)
@@ -458,3 +458,7 @@ class Member:
         except OSError as error:
             text = f"cannot put the stand-in into the cgroup: {error.strerror}"
             raise HostFailed(text) from error
+
+
+def _mib(count: int) -> str:
+    return f"{count / 1048576:.1f}"
