@@ -29,6 +29,9 @@ LAYER_BLOB_BYTES: Final = 64 * 1024 * MIB  # as stored in the registry
 LAYER_TAR_BYTES: Final = 256 * 1024 * MIB  # decompressed
 ZSTD_WINDOW_BYTES: Final = 128 * MIB  # what zstd(1) takes without --long
 LAYER_ENTRIES: Final = 4_000_000
+LAYER_NAMES_BYTES: Final = (
+    64 * MIB
+)  # of names that are kept until a layer's end: 350 000 directories
 PATH_BYTES: Final = 4096  # PATH_MAX
 XATTR_BYTES: Final = 64 * KIB  # XATTR_SIZE_MAX
 HTTP_REDIRECTS: Final = 5

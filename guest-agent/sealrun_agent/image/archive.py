@@ -94,6 +94,10 @@ class Archive:
         """An error that names the layer."""
         return VerifyError(ErrorCode.LAYER_MALFORMED, f"{self._what} cannot be unpacked: {cause}")
 
+    def exceeds(self, what: str) -> VerifyError:
+        """An error that names the layer, which has more than it may."""
+        return VerifyError(ErrorCode.LIMIT_EXCEEDED, f"{self._what} has {what}")
+
     # --- bytes -----------------------------------------------------------------------------------
 
     def _available(self, count: int) -> memoryview:

@@ -28,7 +28,7 @@ from sealrun_agent.errors import AgentError, PullError, VerifyError
 from sealrun_agent.image import lower, metadata
 from sealrun_agent.image.archive import Archive, Entry
 from sealrun_agent.image.stream import Chunks
-from sealrun_agent.image.tree import OutsideError, Tree, clean
+from sealrun_agent.image.tree import KEPT_BYTES, OutsideError, Tree, clean
 
 WHITEOUT: Final = b".wh."
 _AUFS: Final = b".wh..wh."
@@ -54,10 +54,12 @@ def unpack(
             for count, entry in enumerate(archive):
                 name = entry.name
                 if count >= limits.LAYER_ENTRIES:
-                    raise VerifyError(
-                        ErrorCode.LIMIT_EXCEEDED, f"{what} has more than {count} entries"
-                    )
+                    raise archive.exceeds(f"more than {count} entries")
                 writer.apply(entry)
+                if writer.kept + tree.kept > limits.LAYER_NAMES_BYTES:
+                    raise archive.exceeds(
+                        f"more than {limits.LAYER_NAMES_BYTES} bytes of names to keep"
+                    )
             archive.drain()
             name = b""
             await_lowers()
@@ -74,7 +76,8 @@ def unpack(
 
 
 class _Writer:
-    """Applies entries. links: hard links whose targets this layer does not have (yet)."""
+    """Applies entries. links: hard links whose targets this layer does not have (yet). kept: bytes of
+    names that are remembered until the layer's end."""
 
     def __init__(self, tree: Tree, archive: Archive, *, lowest: bool) -> None:
         self.links: dict[bytes, bytes] = {}
@@ -82,6 +85,7 @@ class _Writer:
         self._archive = archive
         self._lowest = lowest
         self._times: dict[bytes, int] = {}  # of directories: what is put into them changes them
+        self.kept = 0
 
     def apply(self, entry: Entry) -> None:
         """Raises OutsideError, VerifyError, OSError."""
@@ -153,6 +157,7 @@ class _Writer:
         self._tree.implicit.discard(name)
         fd = self._tree.directory(name)
         metadata.set_on_file(fd, (entry.uid, entry.gid), entry.mode, entry.xattrs)
+        self.kept += len(name) + KEPT_BYTES
         self._times[name] = entry.mtime_ns
 
     def _special(self, name: bytes, entry: Entry) -> None:
@@ -181,6 +186,7 @@ class _Writer:
     def _link_to(self, target: bytes, name: bytes) -> None:
         above = target.rpartition(b"/")[0]
         if not self._tree.exists(above):
+            self.kept += len(name) + len(target) + KEPT_BYTES
             self.links[name] = target
             return
         parent, last = self._tree.parent(name)
@@ -189,6 +195,7 @@ class _Writer:
         try:
             os.link(target_last, last, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
+            self.kept += len(name) + len(target) + KEPT_BYTES
             self.links[name] = target
 
     def _whiteout(self, name: bytes, last: bytes) -> None:

@@ -13,7 +13,7 @@ from sealrun_agent.errors import VerifyError
 
 Segments = tuple[tuple[int, int], ...]
 _BLOCK: Final = 512
-_SEGMENTS: Final = 1 << 20
+_SEGMENTS: Final = 1 << 17  # 20 MiB of memory; a file that has more is no image's
 
 
 class Source(Protocol):
@@ -82,6 +82,8 @@ def _leading_map(source: Source) -> list[int]:
 
 
 def _checked(numbers: list[int], size: int, source: Source) -> tuple[Segments, int]:
+    if len(numbers) > 2 * _SEGMENTS:
+        raise _malformed(source)
     segments = tuple(zip(numbers[::2], numbers[1::2], strict=False))
     position = 0
     for offset, length in segments:

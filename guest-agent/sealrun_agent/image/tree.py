@@ -15,6 +15,7 @@ from typing import Final
 from sealrun_agent.image import syscall
 
 _CACHED: Final = 32  # open parent directories
+KEPT_BYTES: Final = 100  # what a remembered name takes besides its own bytes
 _LINKS: Final = 40  # as the kernel's own limit of symlinks in one name
 _RESOLVE: Final = syscall.RESOLVE_IN_ROOT | syscall.RESOLVE_NO_MAGICLINKS
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
@@ -44,13 +45,14 @@ class Tree:
     """One layer's directory while it is filled, by one thread.
 
     implicit: directories that were made because something lies in them, not because the layer has
-    an entry for them.
+    an entry for them. kept: bytes that their names take.
     """
 
     def __init__(self, directory: str) -> None:
         self.path = directory
         self.root = os.open(directory, _DIRECTORY | os.O_CLOEXEC)
         self.implicit: set[bytes] = {b""}
+        self.kept = 0
         self._open: dict[bytes, int] = {}
 
     def __enter__(self) -> "Tree":
@@ -159,7 +161,9 @@ class Tree:
             return os.stat(component, dir_fd=parent, follow_symlinks=False).st_mode
         except FileNotFoundError:
             os.mkdir(component, 0o755, dir_fd=parent)
-            self.implicit.add(b"/".join([*above, component]))
+            made = b"/".join([*above, component])
+            self.implicit.add(made)
+            self.kept += len(made) + KEPT_BYTES
             return stat.S_IFDIR
 
 
