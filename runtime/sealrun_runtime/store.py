@@ -169,8 +169,9 @@ class Directory:
         return True
 
     def close(self) -> None:
-        """Let go of the descriptor."""
-        posix.close(self.descriptor)
+        """Let go of the descriptor; whatever would still use it fails."""
+        descriptor, self.descriptor = self.descriptor, -1
+        posix.close(descriptor)
 
 
 def open_container(root: str, container: str) -> Directory:

@@ -120,6 +120,7 @@ class Member:
         self._shared: Sequence[str] = ()
         self.cgroup = cgroup
         self._oci_config, self._sandbox = oci_config, sandbox
+        self._directory = directory
         self._container = Container(handover, directory)
         self._executions = Executions(
             handover.id,
@@ -153,6 +154,10 @@ class Member:
     def ending(self) -> bool:
         """Whether its program has ended."""
         return self._container.ending
+
+    def close(self) -> None:
+        """It is gone, and the sandbox is not: let go of its state directory."""
+        self._directory.close()
 
     def note(self, name: str, value: str) -> None:
         """Add an annotation to the state documents that follow."""

@@ -232,6 +232,7 @@ class Sandbox:
         member.gone.set()
         seat = self._seats.pop(member.id)
         await seat.close()
+        member.close()
 
     # --- requests (server.Requests) --------------------------------------------------------------
 
