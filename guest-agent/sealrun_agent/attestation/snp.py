@@ -157,17 +157,18 @@ def _firmware(version: bytes) -> dict[str, int]:
 
 
 def certificates(table: bytes) -> list[dict[str, object]]:
-    """`cert_chain` of KBS's evidence. What the host wrote wrongly is left out: the broker judges."""
-    found: list[dict[str, object]] = []
+    """`cert_chain` of KBS's evidence, one of each kind. What the host wrote wrongly is left out: the broker
+    judges."""
+    found: dict[str, dict[str, object]] = {}
     for at in range(0, len(table) - _TABLE_ENTRY.size + 1, _TABLE_ENTRY.size):
         guid, offset, length = _TABLE_ENTRY.unpack_from(table, at)
         if not any(guid):
             break
         kind = _KINDS.get(guid.hex())
         data = table[offset : offset + length]
-        if kind is not None and len(data) == length:
-            found.append({"cert_type": kind, "data": list(data)})
-    return found
+        if kind is not None and kind not in found and len(data) == length:
+            found[kind] = {"cert_type": kind, "data": list(data)}
+    return list(found.values())
 
 
 def attester(root: str = "") -> SnpAttester:
