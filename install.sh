@@ -33,7 +33,8 @@ usage: sudo ./install.sh [options]
 Installs sealrun, or removes it again. Needs Debian 12 on amd64.
 
   --demo            after the installation, run demo/run: an encrypted image in a sealed micro-VM
-  --tpm             also install what VMs with a TPM need (tee = "tpm" in sealrun.toml)
+  --tpm             also install what VMs with a TPM need (tee = "tpm" in sealrun.toml);
+                    with --demo: the VMs of the demonstration have one
   --prefix DIR      where programs, packages and guest image go (default /usr/local)
   --sysconfdir DIR  where Podman's drop-in goes, below containers/ (default /etc, where Podman looks)
   --cache DIR       where downloads for the guest image are kept (default /var/cache/sealrun)
@@ -412,7 +413,9 @@ main() {
     exec 9>&-
     if [[ $demo == yes ]]; then
         printf '\n'
-        "$here/demo/run" --prefix "$prefix"
+        local -a how=(--prefix "$prefix")
+        if [[ $tpm == yes ]]; then how+=(--tpm); fi
+        "$here/demo/run" "${how[@]}"
     fi
 }
 

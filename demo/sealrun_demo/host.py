@@ -5,7 +5,7 @@ import select
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from sealrun_demo import telling, tools
@@ -44,6 +44,11 @@ class PodmanRun:
                 return stream.read().strip()
         except FileNotFoundError:
             return ""
+
+    @property
+    def said(self) -> str:
+        """What was read of its output so far."""
+        return self._stdout.decode(errors="replace")
 
     def wait_for_output(self, text: str) -> bool:
         """Read until `text` was said: True; False where the output ended, or time, before that."""
@@ -108,6 +113,8 @@ def podman_run(
         yield run
     finally:
         run.stop()
+        with suppress(FileNotFoundError):
+            os.unlink(cidfile)
 
 
 def leftovers(container: str) -> list[str]:

@@ -1,7 +1,10 @@
 """The story, chapter by chapter. Ends by itself, and leaves nothing of its own on the machine."""
 
+import base64
 import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -10,7 +13,7 @@ import time
 from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple
 
-from sealrun_demo import broker, host, secret, services, telling, tenant, tools
+from sealrun_demo import broker, host, refusals, secret, services, telling, tenant, tools
 
 EXIT_CODE = 42
 INPUT = "the host may go on"
@@ -19,14 +22,24 @@ DROP_IN = "/etc/containers/containers.conf.d/50-sealrun.conf"
 
 
 class Installation(NamedTuple):
-    """Which sealrun is shown. runtime: what `podman --runtime` is given."""
+    """Which sealrun is shown. runtime: what `podman --runtime` is given. tpm: with VMs that have a TPM."""
 
     prefix: str
     runtime: str
+    tpm: bool
 
     def program(self, name: str) -> str:
         """The path of one of our programs."""
         return os.path.join(self.prefix, "bin", name)
+
+
+class Trusted(NamedTuple):
+    """What the tenant gives away. annotations: for the host; references: for the broker, with a TPM."""
+
+    annotations: dict[str, str]
+    init_data: bytes
+    image: tenant.Image
+    references: dict[str, list[str]]
 
 
 def main(arguments: list[str]) -> int:
@@ -45,16 +58,18 @@ def main(arguments: list[str]) -> int:
 
 def _installation(arguments: list[str]) -> Installation:
     prefix = "/usr/local"
-    if len(arguments) == 2 and arguments[0] == "--prefix":
-        prefix = arguments[1]
-    elif arguments:
-        raise telling.Failed("usage: demo/run [--prefix DIR]")
+    words = [word for word in arguments if word != "--tpm"]
+    if len(words) == 2 and words[0] == "--prefix":
+        prefix = words[1]
+    elif words:
+        raise telling.Failed("usage: demo/run [--prefix DIR] [--tpm]")
     if os.geteuid() != 0:
         raise telling.Failed("must run as root: sudo demo/run")
     program = os.path.join(prefix, "bin/sealrun")
     if not os.path.exists(program):
         raise telling.Failed(f"{program} is not there: run sudo ./install.sh first")
-    return Installation(prefix, "sealrun" if _known_to_podman(program) else program)
+    runtime = "sealrun" if _known_to_podman(program) else program
+    return Installation(prefix, runtime, len(words) != len(arguments))
 
 
 def _known_to_podman(program: str) -> bool:
@@ -76,17 +91,21 @@ def _tell(installation: Installation) -> None:
         address = stack.enter_context(services.registry(os.path.join(directory, "registry")))
         image, private_key = _encrypt(side, layout, address)
         kbs = stack.enter_context(_key_broker(installation, directory))
-        annotations = _entrust(installation, side, kbs, image, private_key)
+        trusted = _entrust(installation, side, kbs, image, private_key)
+        annotations = trusted.annotations
         _remove_plain(side)
 
         telling.chapter("4. the host runs it, sealed")
         stack.enter_context(host.stub_image())
         places = [*host.PLACES, directory]
-        _sealed_run(installation, directory, annotations, plain, places)
+        thief = refusals.Thief(kbs.url, kbs.authority, trusted.init_data.decode())
+        _sealed_run(installation, directory, annotations, plain, places=places, thief=thief)
         telling.tell("what the broker says about it:")
         telling.output(kbs.log())
 
-        telling.chapter("5. without the key")
+        if installation.tpm:
+            _other_vms(installation, directory, kbs, trusted)
+        telling.chapter("the last but one: without the key")
         kbs.remove(KEY_NAME)
         _refused_run(installation, directory, annotations)
     telling.claim(not os.path.exists(directory), "the demonstration removed all it made")
@@ -125,22 +144,34 @@ def _key_broker(
 
 def _entrust(
     installation: Installation, side: str, kbs: broker.Broker, image: tenant.Image, private_key: str
-) -> dict[str, str]:
-    """The annotations that the host is given."""
+) -> Trusted:
     kbs.store(KEY_NAME, private_key)
     init_data = os.path.join(side, "init-data.toml")
-    tenant.write_init_data(init_data, image, kbs.url, kbs.certificate)
+    tpm, sealrun = installation.tpm, installation.program("sealrun")
+    tenant.write_init_data(init_data, image, kbs.url, kbs.certificate, tpm=tpm)
     telling.tell("the init-data, which the host passes on and cannot change unnoticed:")
     with open(init_data, "rb") as stream:
         text = stream.read()
     telling.output(text.decode())
     telling.tell("the broker's policy, which names that init-data by its digest:")
-    kbs.allow(KEY_NAME, hashlib.sha256(text).hexdigest())
-    command = [installation.program("sealrun"), "init-data", init_data]
-    return {
+    digest = hashlib.sha256(text).hexdigest()
+    references: dict[str, list[str]] = {}
+    if tpm:
+        kbs.allow_tpm(KEY_NAME, digest, image.digest)
+        telling.tell("what a good VM's TPM says, computed without booting one:")
+        options = ["--tee", "tpm", "--attestation-key", "--init-data", init_data]
+        measured = tools.run([sealrun, "measure", *options, "--format", "broker"])
+        telling.output(measured)
+        references = json.loads(measured)
+        for name, values in references.items():
+            kbs.expect(name, values)
+    else:
+        kbs.allow(KEY_NAME, digest)
+    annotations = {
         "io.sealrun.image": image.reference,
-        "io.sealrun.init-data": tools.run(command).strip(),
+        "io.sealrun.init-data": tools.run([sealrun, "init-data", init_data]).strip(),
     }
+    return Trusted(annotations, text, image, references)
 
 
 def _remove_plain(side: str) -> None:
@@ -154,7 +185,9 @@ def _sealed_run(
     directory: str,
     annotations: dict[str, str],
     plain: secret.Secret,
+    *,
     places: list[str],
+    thief: refusals.Thief,
 ) -> None:
     with host.podman_run(installation.runtime, directory, "sealed", annotations) as run:
         telling.tell("the VM boots, attests, fetches the key, pulls, verifies, decrypts, runs ...")
@@ -168,6 +201,11 @@ def _sealed_run(
                 + (f"; but in {hits}" if hits else ""),
             )
         container = run.container
+        if up and installation.tpm:
+            telling.tell("meanwhile somebody tries what the host can have of the VM's evidence")
+            thief.replays(installation.program("sealrun"), directory, container)
+            (token,) = re.findall("^token: (.+)$", run.said, re.MULTILINE)
+            thief.waits(token, KEY_NAME)
         ended = run.finish(INPUT.encode() + b"\n")
     telling.output(ended.stdout + ended.stderr)
     telling.claim(up, "the workload came up")
@@ -190,6 +228,39 @@ def _refused_run(installation: Installation, directory: str, annotations: dict[s
     telling.claim("attest" in ended.stderr, "the error names the phase in which it ended")
     telling.claim(not ended.stdout, "and nothing of the workload ran")
     _nothing_left(container)
+
+
+def _other_vms(
+    installation: Installation, directory: str, kbs: broker.Broker, trusted: Trusted
+) -> None:
+    """VMs that are another one than the tenant's, one after the other."""
+    annotations, image = trusted.annotations, trusted.image.digest
+    digest = hashlib.sha256(trusted.init_data).hexdigest()
+
+    telling.chapter("5. a VM that booted something else: PCR 9 is not what the broker expects")
+    kbs.expect("tpm_pcr09", ["00" * 32])
+    _refused_run(installation, directory, annotations)
+    _reason(kbs, "PCR 9 is not among the reference values tpm_pcr09")
+    kbs.expect("tpm_pcr09", trusted.references["tpm_pcr09"])
+
+    telling.chapter("6. a host that changes the init-data")
+    telling.tell("it adds a comment, so that everything in it means the same")
+    changed = base64.b64encode(trusted.init_data + b"# changed\n").decode()
+    _refused_run(installation, directory, {**annotations, "io.sealrun.init-data": changed})
+    # PCR 8 is a reference value, and the policy names the digest: either is enough.
+    _reason(kbs, "PCR 8 is not among the reference values tpm_pcr08")
+
+    telling.chapter("7. a key that is for another image")
+    kbs.allow_tpm(KEY_NAME, digest, f"sha256:{'0' * 64}")
+    _refused_run(installation, directory, annotations)
+    _reason(kbs, "it pulled another image")
+    kbs.allow_tpm(KEY_NAME, digest, image)
+
+
+def _reason(kbs: broker.Broker, reason: str) -> None:
+    last = kbs.log().splitlines()[-1]
+    telling.output(last)
+    telling.claim(reason in last, "the broker's log says why")
 
 
 def _nothing_left(container: str) -> None:

@@ -45,7 +45,8 @@ def command(argv: Sequence[str]) -> None:
 def output(text: str) -> None:
     """What a command said."""
     for line in text.splitlines():
-        _line(_styled("33", f"   | {line}"))
+        shown = line if len(line) < 2 * _WIDTH else f"{line[:_WIDTH]}..."
+        _line(_styled("33", f"   | {shown}"))
 
 
 def claim(true: bool, text: str) -> None:

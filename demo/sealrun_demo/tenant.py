@@ -16,12 +16,15 @@ from sealrun_demo.secret import Secret
 APP = """#!/bin/sh
 echo "hello from inside the seal: pid $$, kernel $(uname -r)"
 echo "sha256 of /secret: $(sha256sum /secret | cut -d ' ' -f 1)"
+if grep -q 0100007F:1F46 /proc/net/tcp; then # the agent serves 127.0.0.1:8006
+    echo "token: $(wget -q -O - 'http://127.0.0.1:8006/aa/token?token_type=kbs' | cut -d '"' -f 4)"
+fi
 echo "waiting for a line on standard input"
 read -r line
 echo "got: $line"
 exit 42
 """
-APPLETS = ("sh", "uname", "sha256sum", "cut")
+APPLETS = ("sh", "uname", "sha256sum", "cut", "grep", "wget")
 KEY_URI = "kbs:///default/image-key/demo"
 
 INIT_DATA = """version = "0.1.0"
@@ -36,14 +39,24 @@ cert = \"\"\"
 '''
 
 "sealrun.toml" = '''
-[attestation]
-insecure_sample_evidence = true   # this demonstration has no TEE; never do this in earnest
-
+{attestation}
 [image]
 allowed = ["{image}"]
 decryption_keys = ["{key_uri}"]
 insecure_registries = ["{registry}"]
 '''
+"""
+SAMPLE = """[attestation]
+insecure_sample_evidence = true   # this demonstration has no TEE; never do this in earnest
+"""
+TPM = """[attestation]
+tees = ["tpm"]          # a VM whose TPM says what was booted, and no other
+
+[container]
+allow_output = true     # the host may read what the program prints
+
+[workload]
+api = ["attestation"]   # the program may ask the agent for a token
 """
 
 
@@ -53,6 +66,11 @@ class Image:
 
     reference: str
     media_types: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Of its manifest."""
+        return self.reference.partition("@")[2]
 
 
 def build(directory: str, secret: Secret) -> str:
@@ -112,13 +130,14 @@ def encrypt(layout: str, public_key: str, registry: str) -> Image:
     return Image(f"{name}@{digest}", [layer["mediaType"] for layer in layers])
 
 
-def write_init_data(path: str, image: Image, broker_url: str, broker_ca: str) -> None:
-    """The document that tells the guest whom to trust."""
+def write_init_data(path: str, image: Image, broker_url: str, broker_ca: str, *, tpm: bool) -> None:
+    """The document that tells the guest whom to trust. tpm: the evidence is a TPM's, not a sample."""
     with open(path, "w", encoding="utf-8") as stream:
         stream.write(
             INIT_DATA.format(
                 broker_url=broker_url,
                 broker_ca=broker_ca,
+                attestation=TPM if tpm else SAMPLE,
                 image=image.reference,
                 key_uri=KEY_URI,
                 registry=image.reference.split("/")[0],
