@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from sealrun_agent.wipe import wipe
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
@@ -82,3 +84,5 @@ def agreed_content_key(
         return aes_key_unwrap(wrapping_key, encrypted_key)
     except (InvalidUnwrap, ValueError):
         return None
+    finally:
+        wipe((shared, wrapping_key))

@@ -27,6 +27,7 @@ from sealrun_agent.machine import Machine
 from sealrun_agent.policy import Policy
 from sealrun_agent.shared_tree import SharedTree
 from sealrun_agent.vault import Vault
+from sealrun_agent.wipe import wipe
 
 if TYPE_CHECKING:
     from sealrun_agent.attestation.kbs import KeyBroker
@@ -127,6 +128,7 @@ class TenantKeys:
     def __init__(self, order: Order, init_data: InitData, choice: Choice) -> None:
         self._order, self._init_data, self._choice = order, init_data, choice
         self._broker: KeyBroker | None = None
+        self._given: list[bytes] = []
 
     def private(self) -> Sequence[bytes]:
         """The keys that the init-data names. Raises DecryptError where it names none, AttestError."""
@@ -142,10 +144,12 @@ class TenantKeys:
         """What the broker has under a kbs:/// URI. Raises AttestError."""
         if self._broker is None:
             self._broker = self._session()
-        return self._broker.resource(uri)
+        self._given.append(self._broker.resource(uri))
+        return self._given[-1]
 
     def close(self) -> None:
-        """Forget session and keys."""
+        """Forget session and keys. What was given is zeros then."""
+        wipe(self._given)
         if self._broker is not None:
             self._broker.close()
 

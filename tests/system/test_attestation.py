@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fixtures import kbs, oci, traces
+from fixtures import kbs, memory, oci, traces
 from fixtures import podman as podmans
+from fixtures import registry as registries
 from fixtures import workload as workloads
 from fixtures.broker import LAUNCHER, RunningBroker, command, running_broker
 from sealrun_agent.attestation import tee_key
@@ -32,6 +34,19 @@ SESSION_SECONDS = 20
 SLEEP = "sleep 1000"
 VISITOR = "attest-visitor"
 SEALED = "attest-sealed"
+
+
+# Random, so that neither gzip nor chance can make anything of it.
+MARKER = os.urandom(4096)
+
+
+@pytest.fixture(scope="module")
+def workload(
+    tmp_path_factory: pytest.TempPathFactory, registry: registries.Registry
+) -> workloads.Workload:
+    """An image of this module's own, with the marker in it."""
+    directory = tmp_path_factory.mktemp("marked")
+    return workloads.publish(directory, registry, registries.key_pair(directory), MARKER)
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +268,40 @@ def test_the_key_is_given_to_a_vm_that_proves_what_it_is(container: Sealed) -> N
     assert "get default/key/workload ok tee=tpm" in container.broker.log()
     config = (podmans.STATE_ROOT / SEALED / "oci.json").read_bytes()
     assert SEALED_FOR.encode() not in config
+
+
+def test_the_host_has_neither_keys_nor_plain_content(
+    container: Sealed, workload: workloads.Workload
+) -> None:
+    """Not in the memory of its processes while the container runs and somebody executes a program in
+    it, not in files. Only the VM has them; without a TEE its memory shows that the search works."""
+    pem = workload.key.private.read_bytes()
+    lines = pem.splitlines()[1:-1]
+    der = base64.b64decode(b"".join(lines))
+    kept = [MARKER[1000:1064], lines[len(lines) // 2], *(der[at : at + 32] for at in (400, 800))]
+    keys = memory.layer_keys(workload.encrypted, pem).values()
+    kept += [form for key in keys for form in (key, key.hex().encode(), base64.b64encode(key))]
+    argv = [container.runtime.binary, "--root", str(podmans.STATE_ROOT), "exec", SEALED]
+    with subprocess.Popen(
+        [*argv, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as executing:
+        assert executing.stdin is not None
+        assert executing.stdout is not None
+        executing.stdin.write(b"up\n")
+        executing.stdin.flush()
+        assert executing.stdout.readline() == b"up\n"
+        machines = traces.processes(SEALED, "qemu-system")
+        state = container.runtime.state(SEALED)
+        assert state is not None
+        others = {*traces.processes(SEALED, ""), executing.pid, state["pid"]} - {*machines}
+        assert len(others) >= 4, "command line, shim, stand-in, TPM"
+        found = {pid: memory.find(pid, kept) for pid in sorted(others)}
+        assert not any(found.values()), found
+        executing.stdin.close()
+    for place in (podmans.STATE_ROOT, Path("/var/cache/sealrun/images"), Path("/var/log")):
+        assert memory.in_files(place, kept) == []
+    (machine,) = machines
+    assert memory.find(machine, kept[:1]) == kept[:1]
 
 
 def test_the_workload_asks_for_itself(container: Sealed) -> None:

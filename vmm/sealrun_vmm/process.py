@@ -8,6 +8,7 @@ therefore be the main thread of the process that owns the VM.
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -89,6 +90,8 @@ def spawn(
             os.setgroups(())
             os.setgid(user)
             os.setuid(user)
+        # Of a VM's memory nothing may come to a disk because its VMM crashes.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which a change of the user would take back
         if os.getppid() != parent:  # it was gone before the kernel was asked
             os._exit(1)

@@ -20,6 +20,7 @@ from sealrun_agent.jose import (
     agreed_content_key,
     decode,
 )
+from sealrun_agent.wipe import wipe
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -77,6 +78,8 @@ def open_jwe(text: bytes, key: "EllipticCurvePrivateKey | RSAPrivateKey") -> byt
         )
     except InvalidTag as error:
         raise JweInvalid("its authentication tag does not match") from error
+    finally:
+        wipe((content_key,))
 
 
 def _check(jwe: _Jwe, header: _Header, algorithm: str) -> None:

@@ -32,6 +32,7 @@ from sealrun_agent.image.manifest import Descriptor
 from sealrun_agent.image.pkcs7 import Pkcs7Invalid, open_pkcs7
 from sealrun_agent.image.stream import Chunks
 from sealrun_agent.jose import JweInvalid
+from sealrun_agent.wipe import wipe
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -94,7 +95,10 @@ class Opener:
             except DecryptError as error:
                 refused.append(error)
                 continue
-            return _layer_key(opened, public, what)
+            try:
+                return _layer_key(opened, public, what)
+            finally:
+                wipe((opened,))
         # A key that does not fit says more than one that is not there.
         refused.sort(key=lambda error: error.code is ErrorCode.KEY_NOT_CONFIGURED)
         raise refused[0]

@@ -53,6 +53,7 @@ from sealrun_agent.image.relay import Fetch, HostCache, Relay
 from sealrun_agent.image.source import Source
 from sealrun_agent.image.store import Claim, Image, Store
 from sealrun_agent.image.stream import verified
+from sealrun_agent.wipe import wipe
 
 __all__ = ["Image", "ImagePolicy", "Keys", "Progress", "pull"]
 
@@ -108,7 +109,10 @@ def pull(
             resolved(str(wanted), digests[-1])
             layer_keys = _layer_keys(manifest, missing, keys, progress)
             filling = Filling(manifest, config.rootfs.diff_ids, layer_keys, claim, told)
-            filling.run(missing, source, connected)
+            try:
+                filling.run(missing, source, connected)
+            finally:
+                wipe(key.symkey for key in layer_keys.values())
             layers = _published(claim)
     return Image(str(wanted), digests[-1], config, layers)
 

@@ -41,14 +41,16 @@ def test_a_signal(tmp_path: Path) -> None:
 
 
 def test_its_surroundings(tmp_path: Path) -> None:
-    script = "pwd; cat; echo /proc/self/fd/*; ps -o sid= $$; echo $$"
+    script = "pwd; cat; echo /proc/self/fd/*; ps -o sid= $$; echo $$; ulimit -c"
     own = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(own, True)
     try:
         run(tmp_path, "/bin/sh", "-c", script)
     finally:
         os.close(own)
-    directory, descriptors, session, pid = (tmp_path / "console.log").read_text().splitlines()
+    lines = (tmp_path / "console.log").read_text().splitlines()
+    directory, descriptors, session, pid, core = lines
+    assert core == "0", "a VM's memory never comes to a disk"
     assert directory == str(tmp_path)
     numbers = [int(path.rpartition("/")[2]) for path in descriptors.split()]
     assert numbers == [0, 1, 2, 3]  # 3 is the shell's own look at the directory
