@@ -8,7 +8,7 @@ tests/house/test_hot_path.py. Everything else is imported by the verb that needs
 import posix
 import sys
 
-from sealrun_runtime.arguments import Invocation, parse
+from sealrun_runtime.arguments import Invocation, Parsed, parse
 from sealrun_runtime.errors import SealrunError, UsageError, describe
 from sealrun_runtime.store import default_root
 
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str], invocation: Invocation) -> int:
-    parsed = parse(arguments, _GLOBAL_OPTIONS, operands=False)
+    parsed = _parse_global(arguments)
     invocation.debug = parsed.flag("debug")
     invocation.log = parsed.value("log")
     log_format = parsed.value("log-format", "text")
@@ -119,8 +119,21 @@ def _dispatch(arguments: list[str], invocation: Invocation) -> int:
     if verb != "help":
         invocation.root = root.rstrip("/") or "/" if root else default_root()
     command = __import__(f"sealrun_runtime.commands.{VERBS[verb]}", fromlist=["run"])
-    status: int = command.run(invocation, rest)
+    try:
+        status: int = command.run(invocation, rest)
+    except UsageError as error:
+        if verb != "help":
+            error.remedy = error.remedy or f"see sealrun {verb} --help"
+        raise
     return status
+
+
+def _parse_global(arguments: list[str]) -> Parsed:
+    try:
+        return parse(arguments, _GLOBAL_OPTIONS, operands=False)
+    except UsageError as error:
+        error.remedy = "see sealrun --help"
+        raise
 
 
 def _asks_for_help(arguments: list[str]) -> bool:

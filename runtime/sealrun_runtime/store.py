@@ -73,7 +73,10 @@ def check_id(container: str) -> str:
         and _ID_CHARACTERS.issuperset(container)
     )
     if not valid:
-        raise InvalidRequest(f"invalid container id {container[:80]!r}")
+        raise InvalidRequest(
+            f"invalid container id {container[:80]!r}",
+            remedy=f"it has 1 to {ID_LENGTH} letters, digits and the characters _ + - .",
+        )
     return container
 
 

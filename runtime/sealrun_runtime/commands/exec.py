@@ -1,7 +1,6 @@
 """`sealrun exec [options] ID COMMAND …`: run one more program in a running container."""
 
 import json
-import os
 from typing import Any
 
 from sealrun_runtime import bundle, execution, spec_rules, store
@@ -129,5 +128,5 @@ def _add_capabilities(process: dict[str, Any], names: list[str]) -> None:
 
 def _number(text: str, option: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise UsageError(f"option --{option} takes numbers, not {os.fsencode(text)[:80]!r}")
+        raise UsageError(f"option --{option} takes numbers, not {text[:80]!r}")
     return int(text)

@@ -72,6 +72,7 @@ def document() -> dict[str, object]:
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": False}},
+            "netDevices": {"enabled": False},
         },
         "annotations": {"io.sealrun.version": VERSION},
         "potentiallyUnsafeConfigAnnotations": ["io.sealrun."],

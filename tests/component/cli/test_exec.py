@@ -157,7 +157,7 @@ def test_states_that_do_not_allow_it(world: World) -> None:
     [
         (["--preserve-fds", "1"], "file descriptors cannot be passed into the guest"),
         (["--cgroup", "x"], "--cgroup is not supported: the container's cgroups are the guest's"),
-        (["--user", "bob"], "option --user takes numbers, not b'bob'"),
+        (["--user", "bob"], "option --user takes numbers, not 'bob'; see sealrun exec --help"),
         (["--cwd", "tmp"], "$.cwd: expected `str` matching regex '^/[^\\\\x00]*$'"),
         (
             ["--tty", "--detach"],
@@ -177,8 +177,8 @@ def test_refusals(world: World, options: list[str], text: str) -> None:
 
 def test_a_command_is_needed(world: World) -> None:
     running(world)
-    assert world("exec", "c1").stderr == "sealrun: exec needs a command\n"
-    assert world("exec").stderr == "sealrun: exec needs a container id\n"
+    assert world("exec", "c1").stderr == "sealrun: exec needs a command; see sealrun exec --help\n"
+    assert world("exec").stderr == "sealrun: exec needs a container id; see sealrun exec --help\n"
     assert world("exec", "--help").stdout.startswith("usage: sealrun exec [--detach] [--tty]")
 
 

@@ -12,14 +12,17 @@ pytestmark = pytest.mark.root
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--nonsense"], "unknown option --nonsense"),
-        (["create", "--nonsense", "c1"], "unknown option --nonsense"),
-        (["state"], "state needs a container id"),
-        (["state", "../c1"], "invalid container id '../c1'"),
+        (["--nonsense"], "unknown option --nonsense; see sealrun --help"),
+        (["create", "--nonsense", "c1"], "unknown option --nonsense; see sealrun create --help"),
+        (["state"], "state needs a container id; see sealrun state --help"),
+        (
+            ["state", "../c1"],
+            "invalid container id '../c1'; it has 1 to 1024 letters, digits and the characters _ + - .",
+        ),
         (["state", "c1"], 'container "c1" does not exist'),
         (["start", "c1"], 'container "c1" does not exist'),
         (["kill", "c1", "9"], 'container "c1" does not exist'),
-        (["kill", "c1", "LUNCH"], "unknown signal LUNCH"),
+        (["kill", "c1", "LUNCH"], "unknown signal LUNCH; see sealrun kill --help"),
         (
             ["create", "--bundle", "/nowhere", "c1"],
             "cannot read /nowhere/config.json: it does not exist",
@@ -41,8 +44,11 @@ pytestmark = pytest.mark.root
             ([verb, "c1"], 'container "c1" does not exist')
             for verb in ("ps", "pause", "resume", "update", "events")
         ),
-        (["ps"], "ps needs a container id"),
-        (["ps", "--format", "xml", "c1"], "invalid format xml: it is table or json"),
+        (["ps"], "ps needs a container id; see sealrun ps --help"),
+        (
+            ["ps", "--format", "xml", "c1"],
+            "invalid format xml: it is table or json; see sealrun ps --help",
+        ),
         (["update", "--memory", "1x", "c1"], 'container "c1" does not exist'),
         (
             ["update", "--l3-cache-schema", "x", "c1"],
@@ -50,9 +56,12 @@ pytestmark = pytest.mark.root
         ),
         (
             ["events", "--interval", "soon", "c1"],
-            "option --interval takes a duration such as 5s, not soon",
+            "option --interval takes a duration such as 5s, not soon; see sealrun events --help",
         ),
-        (["events", "--interval", "0s", "c1"], "duration interval must be greater than 0"),
+        (
+            ["events", "--interval", "0s", "c1"],
+            "duration interval must be greater than 0; see sealrun events --help",
+        ),
     ],
 )
 def test_refusals(world: World, arguments: list[str], text: str) -> None:

@@ -104,8 +104,8 @@ def test_update_by_file_or_stdin(world: World, option: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--memory", "much"], "option --memory does not take much"),
-        (["--cpu-quota", "1.5"], "option --cpu-quota does not take 1.5"),
+        (["--memory", "much"], "option --memory does not take much; see sealrun update --help"),
+        (["--cpu-quota", "1.5"], "option --cpu-quota does not take 1.5; see sealrun update --help"),
         (["--blkio-weight", "2000"], "$.blockIO.weight: expected `int` <= 1000"),
         (["--cpuset-cpus", "a"], "$.cpu.cpus: expected `str` matching regex '^[0-9,\\\\-\\\\s]*$'"),
         (

@@ -1,5 +1,9 @@
 """The features document claims what the guest accepts, and no more."""
 
+import json
+import re
+import subprocess
+
 import pytest
 from sealrun_agent.container import mounts
 from sealrun_agent.container.linux import accept_linux
@@ -79,3 +83,86 @@ def test_the_shape_of_the_document() -> None:
     for absent in ("apparmor", "selinux", "intelRdt"):
         assert linux[absent] == {"enabled": False}
     assert linux["mountExtensions"] == {"idmap": {"enabled": False}}
+
+
+# runtime-spec 1.3, features.md and features-linux.md: what each member is, as text.
+TEXTS = "texts"
+SHAPE: dict[str, object] = {
+    "ociVersionMin": "version",
+    "ociVersionMax": "version",
+    "hooks": TEXTS,
+    "mountOptions": TEXTS,
+    "annotations": "texts by name",
+    "potentiallyUnsafeConfigAnnotations": TEXTS,
+    "linux": {
+        "namespaces": TEXTS,
+        "capabilities": TEXTS,
+        "cgroup": dict.fromkeys(("v1", "v2", "systemd", "systemdUser", "rdma"), "flag"),
+        "seccomp": {
+            "enabled": "flag",
+            **dict.fromkeys(
+                ("actions", "operators", "archs", "knownFlags", "supportedFlags"), TEXTS
+            ),
+        },
+        "apparmor": {"enabled": "flag"},
+        "selinux": {"enabled": "flag"},
+        "intelRdt": {"enabled": "flag"},
+        "mountExtensions": {"idmap": {"enabled": "flag"}},
+        "netDevices": {"enabled": "flag"},
+    },
+}
+
+
+def misshapen(value: object, shape: object, path: str = "$") -> list[str]:
+    """Where a document is not what the specification says."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return [path]
+        wrong = [f"{path}.{name}" for name in value if name not in shape]
+        for name in value.keys() & shape.keys():
+            wrong += misshapen(value[name], shape[name], f"{path}.{name}")
+        return wrong
+    fits = {
+        "flag": isinstance(value, bool),
+        "version": isinstance(value, str) and re.fullmatch(r"\d+\.\d+\.\d+(-\w+)?", value),
+        TEXTS: isinstance(value, list)
+        and all(isinstance(one, str) for one in value)
+        and len(set(value)) == len(value),
+        "texts by name": isinstance(value, dict)
+        and all(isinstance(one, str) for pair in value.items() for one in pair),
+    }
+    return [] if fits[str(shape)] else [path]
+
+
+def test_the_document_has_the_shape_of_the_specification() -> None:
+    ours = json.loads(json.dumps(features.document()))
+    assert misshapen(ours, SHAPE) == []
+    assert {"ociVersionMin", "ociVersionMax"} <= set(ours)
+
+
+def test_runc_s_document_has_it_too_and_no_member_more() -> None:
+    """CRI-O reads both alike."""
+    done = subprocess.run(["runc", "features"], capture_output=True, check=True, timeout=60)
+    theirs = json.loads(done.stdout)
+    assert misshapen(theirs, SHAPE) == []
+    ours = features.document()
+    assert set(theirs) <= set(ours)
+    linux = ours["linux"]
+    assert isinstance(linux, dict)
+    assert set(theirs["linux"]) <= set(linux)
+    for part in ("cgroup", "seccomp", "apparmor", "selinux"):
+        assert set(theirs["linux"][part]) <= set(linux[part]), part
+    assert theirs["hooks"] == ours["hooks"]
+    assert set(linux["namespaces"]) == set(theirs["linux"]["namespaces"])
+
+
+def test_what_is_wrong_is_found() -> None:
+    for wrong in (
+        {"hooks": "prestart"},
+        {"ociVersionMin": "one"},
+        {"lunch": []},
+        {"linux": {"cgroup": {"v1": "yes"}}},
+        {"hooks": ["prestart", "prestart"]},
+        {"annotations": {"a": 1}},
+    ):
+        assert misshapen(wrong, SHAPE) != []
