@@ -5,7 +5,6 @@ import json
 import os
 import random
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import layers
+from fixtures import inodes, layers
 from fixtures import registry as registries
 from fixtures.pulling import Puller
 from fixtures.registry import KeyPair, Registry
@@ -119,47 +118,9 @@ def refused(puller: Puller, reference: str, policy: ImagePolicy) -> AgentError:
     return caught.value
 
 
-def description(path: Path) -> dict[str, Any]:
-    """All that there is to say of an inode, but for its number and change time."""
-    status = path.lstat()
-    kind = stat.S_IFMT(status.st_mode)
-    content: object = None
-    if kind == stat.S_IFREG:
-        content = path.read_bytes()
-    elif kind == stat.S_IFLNK:
-        content = os.readlink(path)
-    return {
-        "kind": kind,
-        "mode": stat.S_IMODE(status.st_mode),
-        "owner": (status.st_uid, status.st_gid),
-        "mtime": status.st_mtime_ns,
-        "links": status.st_nlink if kind != stat.S_IFDIR else None,
-        "device": status.st_rdev,
-        "xattrs": {
-            name: os.getxattr(path, name, follow_symlinks=False)
-            for name in os.listxattr(path, follow_symlinks=False)
-        },
-        "content": content,
-    }
-
-
-def tree(root: Path) -> dict[bytes, dict[str, Any]]:
-    paths = [
-        Path(directory, name) for directory, dirs, files in os.walk(root) for name in dirs + files
-    ]
-    return {os.fsencode(path.relative_to(root)): description(path) for path in paths}
-
-
 def unpacked_by_umoci(layout: Path, bundle: Path) -> Path:
     registries.run(["umoci", "unpack", "--image", f"{layout}:latest", str(bundle)])
     return bundle / "rootfs"
-
-
-def assert_same(ours: Path, theirs: Path) -> None:
-    mine, other = tree(ours), tree(theirs)
-    assert sorted(mine) == sorted(other)
-    for name in mine:
-        assert mine[name] == other[name], name
 
 
 def test_the_tree_is_that_of_umoci(
@@ -171,7 +132,7 @@ def test_the_tree_is_that_of_umoci(
     image = puller(f"{plain_registry.address}/compare/plain:1", trusting(plain_registry))
     assert image.digest == digest
     rootfs = Path(puller.store.mount(image.layers, "one"))
-    assert_same(rootfs, unpacked_by_umoci(layout, tmp_path / "bundle"))
+    inodes.assert_same(rootfs, unpacked_by_umoci(layout, tmp_path / "bundle"))
     # The union must not depend on what overlayfs does with inode numbers of its lower layers.
     assert (rootfs / "usr/bin/su").stat().st_ino == (rootfs / "usr/bin/su-link").stat().st_ino
     puller.store.unmount("one")
@@ -192,7 +153,10 @@ def test_a_tree_of_the_distribution_is_that_of_umoci(
     layers.write_layout(layout, [data])
     registries.push(layout, plain_registry, "compare/distribution:1")
     image = puller(f"{plain_registry.address}/compare/distribution:1", trusting(plain_registry))
-    ours, theirs = tree(Path(image.layers[0])), tree(unpacked_by_umoci(layout, tmp_path / "bundle"))
+    ours, theirs = (
+        inodes.tree(Path(image.layers[0])),
+        inodes.tree(unpacked_by_umoci(layout, tmp_path / "bundle")),
+    )
     assert sorted(ours) == sorted(theirs)
     # Parents without an entry of their own get what nobody said anything about gets.
     explicit = {os.fsencode(name) for name in present}
@@ -212,7 +176,7 @@ def test_an_encrypted_image(
     assert image.digest == digest
     assert puller.keys_asked == 1
     rootfs = Path(puller.store.mount(image.layers, "one"))
-    assert_same(rootfs, unpacked_by_umoci(layout, tmp_path / "bundle"))
+    inodes.assert_same(rootfs, unpacked_by_umoci(layout, tmp_path / "bundle"))
     puller.store.unmount("one")
     assert image.config.config is not None
     assert image.config.config.entrypoint == ("/bin/sh",)
