@@ -33,11 +33,11 @@ class Vault:
         """As in Hello."""
         return self._choice.tee
 
-    def unseal(self, text: bytes) -> bytes:
-        """The value of a sealed secret. Raises AttestError."""
+    def unseal(self, text: bytes, place: str) -> bytes:
+        """The value of a sealed secret that stands at `place`. Raises AttestError."""
         from sealrun_agent.attestation import sealed_secret
 
-        return sealed_secret.unseal(text, self.resource)
+        return sealed_secret.unseal(text, place, self.resource)
 
     def resource(self, uri: str) -> bytes:
         """What the broker has under a kbs:/// URI. Raises AttestError."""

@@ -114,6 +114,9 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 def _seal_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--signer", required=True, metavar="FILE", help="PREFIX-private.json")
     parser.add_argument("--kid", required=True, metavar="URI", help="of the signer's public key")
+    parser.add_argument(
+        "--place", metavar="NAME|PATH", help="the variable or file that it is for, and no other"
+    )
     kinds = parser.add_subparsers(required=True, dest="kind", metavar="KIND")
     vault = kinds.add_parser("vault", help="a resource's name; the resource is the secret")
     vault.add_argument("uri", metavar="URI", help="kbs:///repository/type/tag")
@@ -261,6 +264,8 @@ def _seal(options: argparse.Namespace) -> None:
     else:
         content = _content(options.file, bounds.RESOURCE_BYTES)
         payload = sealing.envelope(content, directory.read(options.key), options.key_id)
+    if options.place is not None:
+        payload = sealing.placed(payload, options.place)
     print(sealing.sealed(payload, directory.read(options.signer), options.kid))
 
 

@@ -71,6 +71,12 @@ def envelope(content: bytes, sealing_key: bytes, key_id: str) -> dict[str, Any]:
     }
 
 
+def placed(payload: dict[str, Any], place: str) -> dict[str, Any]:
+    """The same for one place only: a variable's name, or a file's path. Other guests than sealrun's pass
+    over it."""
+    return {**payload, "annotations": {**payload["annotations"], "io.sealrun.place": place}}
+
+
 def sealed(payload: dict[str, Any], signer: bytes, kid: str) -> str:
     """The text for an environment variable or a file. signer: a private JWK; kid: the URI of its public
     half. Raises BrokerError."""

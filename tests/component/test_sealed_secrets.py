@@ -21,6 +21,7 @@ from sealrun_protocol.errors import ErrorCode
 
 KID, KEY_ID, NAME = (f"kbs:///default/key/{name}" for name in ("signer", "sealing", "secret"))
 SECRET = b"correct horse\nbattery staple"
+PLACE = "ONE"
 
 
 class Tenant:
@@ -67,7 +68,7 @@ def vault(tenant: Tenant) -> Iterator[Vault]:
 
 def refused(vault: Vault, text: bytes) -> AttestError:
     with pytest.raises(AttestError) as caught:
-        vault.unseal(text)
+        vault.unseal(text, PLACE)
     assert str(caught.value).isprintable()
     return caught.value
 
@@ -77,14 +78,27 @@ def test_both_forms(tenant: Tenant, vault: Vault, kind: str) -> None:
     text = getattr(tenant, kind)()
     assert text.startswith("sealed.")
     assert text.count(".") == 3
-    assert vault.unseal(text.encode()) == SECRET
-    assert vault.unseal(f"{text}\n".encode()) == SECRET
+    assert vault.unseal(text.encode(), PLACE) == SECRET
+    assert vault.unseal(f"{text}\n".encode(), PLACE) == SECRET
+
+
+@pytest.mark.parametrize("kind", ["vault", "envelope"])
+def test_a_secret_for_one_place(tenant: Tenant, vault: Vault, kind: str) -> None:
+    """The host cannot put it anywhere else; what has no place can be anywhere, as CoCo has it."""
+    key = ("--key", str(tenant.directory / "sealing.key"), "--key-id", KEY_ID, "-")
+    options = (NAME,) if kind == "vault" else key
+    text = tenant.seal("--place", "/run/secrets/one", kind, *options, stdin=SECRET).encode()
+    assert vault.unseal(text, "/run/secrets/one") == SECRET
+    for place in ("/run/secrets/two", "ONE", ""):
+        with pytest.raises(AttestError, match="it is for another place") as caught:
+            vault.unseal(text, place)
+        assert caught.value.code is ErrorCode.SEAL_INVALID
 
 
 def test_one_attestation_serves_all(tenant: Tenant, vault: Vault) -> None:
     before = tenant.broker.log().count(" attest ")
     for _ in range(3):
-        assert vault.unseal(tenant.vault_secret().encode()) == SECRET
+        assert vault.unseal(tenant.vault_secret().encode(), PLACE) == SECRET
     assert tenant.broker.log().count(" attest ") == before + 1
 
 
@@ -121,7 +135,7 @@ def test_no_character_may_change(tenant: Tenant, kind: str) -> None:
         asked: list[str] = []
         changed = text[:position] + letter + text[position + 1 :]
         try:
-            opened = sealed_secret.unseal(changed.encode(), resource)
+            opened = sealed_secret.unseal(changed.encode(), PLACE, resource)
         except AttestError:
             assert set(asked) <= {KID} or len(asked) == 1
         else:  # the last character of a part has bits that nobody reads

@@ -33,7 +33,7 @@ BROKER = {
     "kbs:///a/b/word": WORD,
     "kbs:///a/b/key": SEALING_KEY,
 }
-VAULT = sealing.vault("kbs:///a/b/word")
+VAULT = sealing.placed(sealing.vault("kbs:///a/b/word"), "PLACE")
 ENVELOPE = sealing.envelope(WORD, SEALING_KEY, "kbs:///a/b/key")
 
 
@@ -49,7 +49,7 @@ def signed(payload: dict[str, Any]) -> bytes:
 
 def opened(text: bytes, source: Callable[[str], bytes] = resource) -> bytes | None:
     try:
-        return sealed_secret.unseal(text, source)
+        return sealed_secret.unseal(text, "PLACE", source)
     except AttestError as error:
         assert error.code in (ErrorCode.SEAL_INVALID, ErrorCode.KEY_NOT_FOUND)
         assert str(error).isprintable()

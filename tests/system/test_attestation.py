@@ -206,7 +206,7 @@ def sealed_secrets(
     seal = ("seal", "--signer", str(place / "signer-private.json"))
     seal += ("--kid", "kbs:///default/key/signer")
     envelope = ("--key", str(place / "key"), "--key-id", "kbs:///default/key/sealing", "-")
-    vault = command(*seal, "vault", "kbs:///default/key/word")
+    vault = command(*seal, "--place", "FROM_VAULT", "vault", "kbs:///default/key/word")
     return [
         f"FROM_VAULT={vault.strip()}",
         f"FROM_ENVELOPE={command(*seal, 'envelope', *envelope, stdin=SEALED_FOR.encode()).strip()}",

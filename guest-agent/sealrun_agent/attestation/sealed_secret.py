@@ -13,8 +13,9 @@ Rules, in order:
    `annotations`, and `encrypted_data` with that key and `iv`. CoCo defines this form for the key services
    of clouds only; with `kbs` it is ours.
 
-A signature says who sealed a value, not where it belongs: whoever may set a variable can set it to any
-value that the tenant sealed.
+5. Where its annotations have `io.sealrun.place`, it is opened there and nowhere else: under a variable of
+   that name, or in a file of that path. An extension of ours that CoCo's data hub passes over. Without it
+   a signature says who sealed a value, not where it belongs: the host can exchange two of one tenant's.
 """
 
 import binascii
@@ -55,10 +56,15 @@ class _Jwk(msgspec.Struct, frozen=True):
     y: str
 
 
+class _Placed(msgspec.Struct, frozen=True, rename={"place": "io.sealrun.place"}):
+    place: str | None = None
+
+
 class _Kind(msgspec.Struct, frozen=True):
     version: str
     type: str
     provider: str
+    annotations: _Placed = _Placed()
 
 
 class _Vault(msgspec.Struct, frozen=True):
@@ -82,8 +88,8 @@ class _Invalid(Exception):
     """The text says why, in one line."""
 
 
-def unseal(text: bytes, resource: Resource) -> bytes:
-    """The value. Raises AttestError: SEAL_INVALID, and what `resource` raises."""
+def unseal(text: bytes, place: str, resource: Resource) -> bytes:
+    """The value, which stands at `place`. Raises AttestError: SEAL_INVALID, and what `resource` raises."""
     try:
         if len(text) > limits.SEALED_SECRET_BYTES:
             raise _Invalid(f"it is longer than {limits.SEALED_SECRET_BYTES} bytes")
@@ -91,6 +97,8 @@ def unseal(text: bytes, resource: Resource) -> bytes:
         kind = msgspec.json.decode(payload, type=_Kind)
         if kind.version != VERSION or kind.provider != _PROVIDER:
             raise _Invalid(f"it is not of version {VERSION} and provider {_PROVIDER}")
+        if kind.annotations.place not in (None, place):
+            raise _Invalid(f"it is for another place than {place[:200]!a}")
         if kind.type == "vault":
             return resource(msgspec.json.decode(payload, type=_Vault).name)
         if kind.type == "envelope":

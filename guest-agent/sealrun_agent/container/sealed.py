@@ -10,27 +10,29 @@ from typing import Final
 import msgspec
 from sealrun_protocol import messages
 
+from sealrun_agent.container.mounts import COPY
 from sealrun_agent.container.runtime_spec import Process, refused
 from sealrun_agent.container.spec import Accepted
 
 _PREFIX: Final = "sealed."
 _REMEMBERED: Final = 64  # values of a container's
 
-Unseal = Callable[[bytes], bytes]
-"""The value of a sealed secret. Raises AttestError."""
+Unseal = Callable[[bytes, str], bytes]
+"""The value of a sealed secret, which stands at a place: a variable's name, or a file's path. Raises
+AttestError."""
 
 
 def remembering(unseal: Unseal) -> Unseal:
     """The same, for one container: what it was given once it has, and a program that is executed in it
     with the same environment needs no broker. Any thread."""
-    known: dict[bytes, bytes] = {}
+    known: dict[tuple[bytes, str], bytes] = {}
 
-    def remembered(text: bytes) -> bytes:
-        value = known.get(text)
+    def remembered(text: bytes, place: str) -> bytes:
+        value = known.get((text, place))
         if value is None:
-            value = unseal(text)
+            value = unseal(text, place)
             if len(known) < _REMEMBERED:
-                known[text] = value
+                known[text, place] = value
         return value
 
     return remembered
@@ -39,7 +41,11 @@ def remembering(unseal: Unseal) -> Unseal:
 def opened(accepted: Accepted, unseal: Unseal) -> Accepted:
     """With the values in place of their seals. Raises AttestError, StartError."""
     spec = accepted.spec
-    files = {name: _file(file, unseal) for name, file in accepted.files.items()}
+    places = {mount.source: mount.destination for mount in spec.mounts or ()}
+    files = {
+        name: _file(file, places.get(f"{COPY}/{name}", ""), unseal)
+        for name, file in accepted.files.items()
+    }
     process = opened_process(spec.process, unseal)
     if process is not spec.process:
         spec = msgspec.structs.replace(spec, process=process)
@@ -65,7 +71,7 @@ def _is_sealed(variable: str) -> bool:
 def _variable(index: int, variable: str, unseal: Unseal) -> str:
     name, _, sealed = variable.partition("=")
     try:
-        value = unseal(sealed.encode()).decode()
+        value = unseal(sealed.encode(), name).decode()
     except UnicodeDecodeError as error:
         raise refused(f"process.env[{index}]", "its secret is not text") from error
     if "\0" in value:
@@ -73,7 +79,7 @@ def _variable(index: int, variable: str, unseal: Unseal) -> str:
     return f"{name}={value}"
 
 
-def _file(file: messages.File, unseal: Unseal) -> messages.File:
+def _file(file: messages.File, place: str, unseal: Unseal) -> messages.File:
     if not file.content.startswith(_PREFIX.encode()):
         return file
-    return msgspec.structs.replace(file, content=unseal(file.content))
+    return msgspec.structs.replace(file, content=unseal(file.content, place))

@@ -1,7 +1,9 @@
 """What evidence is bound to, against the measured vectors of KBS 0.4.0; client and broker alike."""
 
 import base64
+import hashlib
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,24 @@ R1_SHA384 = (
 
 def test_r1_is_the_exact_text() -> None:
     assert canonical({"tee-pubkey": KEY, "nonce": NONCE, "additional-evidence": ""}).decode() == R1
+
+
+def test_trustee_s_own_vector() -> None:
+    """A number in it is more than `canonical` is typed for, and no more than it can do."""
+    vector: Any = {"b": 1, "a": "test", "c": {"d": "e"}}
+    assert canonical(vector) == b'{"a":"test","b":1,"c":{"d":"e"}}'
+    assert hashlib.sha384(canonical(vector)).hexdigest() == (
+        "e71ce8e70d814ba6639c3612ebee0ff1f76f650f8dbb5e47157e0f3f525cd22c"
+        "4597480a186427c813ca941da78870c3"
+    )
+
+
+def test_vector_of_r2() -> None:
+    """What devices are bound to. No device gives evidence here yet; the canonical form is the same."""
+    assert hashlib.sha384(canonical({"tee-pubkey": KEY, "nonce": NONCE})).hexdigest() == (
+        "19a630d21977b83b1c45bff1aa391bd83375a9e24f11c6915fba17d41519e1aa"
+        "78bece9d15bb779a5a68c86d7bc3e483"
+    )
 
 
 def test_vector_of_r1() -> None:
