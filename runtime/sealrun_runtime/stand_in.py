@@ -4,7 +4,8 @@ Its pid goes into the pid file. Engines wait for it and take its exit status, en
 namespace (`podman cp`), list its pid namespace (`podman top`), read its cgroup (`podman stats`) and
 join its network, ipc and uts namespaces (pods). So it has all of these as config.json says, and is a
 child of the call that made it, inherited by the engine when that exits. It holds one descriptor, its
-link to the shim, and waits: `CODE\\n` makes it exit with CODE, end of file (the shim died) with 137.
+link to the shim, and waits: `CODE\\n` makes it exit with CODE, end of file (the shim died) with 137,
+`reap\\n` reap what it has inherited.
 
 It is /bin/sh, executed in the host's file system and *then* pivoted from outside: `pivot_root` moves
 the root of every process of a mount namespace. So nothing of the container's root, which may be
@@ -46,7 +47,12 @@ FORWARDED: Final = frozenset(signal.valid_signals()) - {
 """The signals that an exec's stand-in passes on."""
 
 _SETPRIV: Final = "/usr/bin/setpriv"
-_READ: Final = f"echo {READY} >&{LINK}; read -r code <&{LINK}; exit ${{code:-137}}"
+# `reap`: it inherits what a killed exec leaves in its namespace of pids. A shell that reads reaps nobody;
+# one that waits for a child of its own reaps everybody.
+_READ: Final = (
+    f"echo {READY} >&{LINK}; while read -r code <&{LINK} && [ $code = reap ]; do (:); done; "
+    "exit ${code:-137}"
+)
 _DESCRIPTORS: Final = 2**31 - 1
 # Namespaces of their own that the stand-in has no use for are left to the guest.
 _OWN: Final = ("ipc", "uts", "network")

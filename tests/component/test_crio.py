@@ -109,5 +109,5 @@ def test_a_terminal_and_a_program_that_is_missing(crio: Crio, pod: pods.Pod) -> 
     marks = pod.engine.member(pod.id)
     bundle = pod.bundle("missing", ["/no/such/program"], marks)
     crio.runtime.started.insert(0, "missing")
-    with pytest.raises((AssertionError, subprocess.TimeoutExpired), match="(?i)no such file"):
+    with pytest.raises((AssertionError, subprocess.TimeoutExpired), match=r"(?i)no such file"):
         crio.create(bundle, "missing")

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,3 +255,20 @@ def test_an_installed_sealrun_cannot_select_it(tmp_path: Path) -> None:
                 text = path.read_bytes()
                 assert b"simulators" not in text, path
                 assert b"kvm_obstacle=" not in text, path
+
+
+def test_a_killed_exec_leaves_nobody_to_be_reaped(
+    runtime: oci.Runtime, make, tmp_path: Path
+) -> None:
+    """conmon does it to a probe that takes too long; the container's stand-in inherits what is left."""
+    runtime.run(make("sleep 1000"))
+    first = (runtime.state("c1") or {})["pid"]
+    file = tmp_path / "pid"
+    words = ("--detach", "--pid-file", str(file), "c1", "/bin/sleep", "1000")
+    for _ in range(3):
+        with open(os.devnull, "r+b") as null:
+            command = [runtime.binary, "--root", str(runtime.root), "exec", *words]
+            subprocess.run(command, stdin=null, stdout=null, stderr=null, check=True, timeout=60)
+        os.kill(int(file.read_text()), signal.SIGKILL)
+    wait_until(lambda: oci.descendants(first) == [])
+    assert runtime("exec", "c1", "/bin/true").ok

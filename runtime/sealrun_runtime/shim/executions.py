@@ -67,10 +67,12 @@ class Executions:
         *,
         join: Callable[[int], None],
         strike: Callable[[int], None],
+        reap: Callable[[], None],
     ) -> None:
-        """join: put a stand-in into the cgroup; raises HostFailed. strike: one has ended."""
+        """join: put a stand-in into the cgroup; raises HostFailed. strike: one has ended.
+        reap: one was killed, and could not reap its own child."""
         self._container, self._agent, self._send = container, guest, send
-        self._spawn, self._join, self._strike = spawn, join, strike
+        self._spawn, self._join, self._strike, self._reap = spawn, join, strike, reap
         self._all: dict[str, Execution] = {}
         self._reported = asyncio.Event()
         self._silent: set[str] = set()  # the guest was asked to run them, and did not answer
@@ -204,6 +206,8 @@ class Executions:
         process.tell(code)
         if await process.dismiss():
             self._strike(process.pid)
+        if one.unwanted:
+            self._reap()
         del self._all[one.name]
 
     def _check(self, name: str, config: bytes, streams: Streams) -> bool:

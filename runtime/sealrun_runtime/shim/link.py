@@ -45,6 +45,12 @@ class Link:
         with contextlib.suppress(OSError):  # it was killed
             self._socket.send(b"%d\n" % code, socket.MSG_NOSIGNAL)
 
+    def reap(self) -> None:
+        """The stand-in reaps what it has inherited in its namespace of pids."""
+        if not self._told and not self._closed:
+            with contextlib.suppress(OSError):  # it was killed
+                self._socket.send(b"reap\n", socket.MSG_NOSIGNAL)
+
     def close(self) -> None:
         """The stand-in, where it is still there, ends with 137. Idempotent."""
         if not self._closed:

@@ -129,6 +129,7 @@ class Member:
             sandbox.spawn,
             join=self._join_cgroup,
             strike=partial(leftovers.strike, directory),
+            reap=self._container.reap,
         )
         self._steering = Steering(
             self._container,

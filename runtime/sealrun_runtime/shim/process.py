@@ -168,6 +168,10 @@ class Process:
         """The stand-in exits with the program's code."""
         self._link.tell(code)
 
+    def reap(self) -> None:
+        """The stand-in reaps what others left in its namespace of pids."""
+        self._link.reap()
+
     async def dismiss(self) -> bool:
         """Wait, for a bounded time, until the stand-in has gone with its code; whether it has."""
         with contextlib.suppress(TimeoutError):
