@@ -349,6 +349,24 @@ def test_tls_ends_in_the_guest_whatever_carries_it(
     assert tunneled.connections == 1
 
 
+def test_large_layers_come_over_several_connections(
+    tls_registry: Registry, puller: Puller, tmp_path: Path
+) -> None:
+    layout = tmp_path / "large"
+    tars = [layers.tar([layers.file(str(n), NOISE)]) for n in range(4)]
+    tars.append(layers.tar([layers.link("link", "0")]))
+    layers.write_layout(layout, tars)
+    registries.push(layout, tls_registry, "tls/large:1")
+    assert tls_registry.certificate is not None
+    with tunnel() as tunneled:
+        puller.dial = tunneled.dial
+        policy = ImagePolicy(ca_certificates=tls_registry.certificate.authority)
+        image = puller(f"{tls_registry.address}/tls/large:1", policy)
+    assert tunneled.connections == 3
+    assert [(Path(image.layers[n]) / str(n)).read_bytes() == NOISE for n in range(4)] == [True] * 4
+    assert (Path(image.layers[4]) / "link").read_bytes() == NOISE
+
+
 def test_tls_with_another_ca(tls_registry: Registry, puller: Puller, tmp_path: Path) -> None:
     other = registries.certificate(tmp_path / "other")
     reference = f"{tls_registry.address}/tls/one:1"
