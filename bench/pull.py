@@ -79,11 +79,13 @@ class Sample(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What is pulled. reference: in the registry. key: a private key's file, none for a plain one."""
+    """What is pulled. reference: in the registry. key: a private key's file, none for a plain
+    one. zstd: its compression."""
 
     name: str
     reference: str
     key: Path | None
+    zstd: bool
 
 
 # A process starts with the peak of the one that starts it, so a small one does.
