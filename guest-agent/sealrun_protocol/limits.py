@@ -13,6 +13,7 @@ STREAMS: Final = 256  # open at once in a sandbox
 ERROR_TEXT_BYTES: Final = 1 * KIB  # one line for a person
 FILE_BYTES: Final = 512 * KIB  # one file that the host copies: Podman's secrets have 500 KiB
 FILES_BYTES: Final = 6 * MIB  # all of a container's, so that they fit into its message
+CONTAINER_ID_LENGTH: Final = 128  # characters: engines take 64
 SHARES: Final = 128  # directories and files of one container: each is a mount, and a descriptor
 HELLO_SECONDS: Final = 120  # boot to Hello, under emulation on a loaded machine
 

@@ -210,5 +210,6 @@ def _refuse_twice(values: Iterable[str], where: str, what: str) -> None:
 def explain(error: Exception) -> str:
     """msgspec's text, place first: `$.process.args: expected array, got str`."""
     text, _, where = str(error).partition(" - at `")
-    text = text[:1].lower() + text[1:]
+    if not text.startswith("JSON"):
+        text = text[:1].lower() + text[1:]
     return f"{where.rstrip('`')}: {text}" if where else text

@@ -9,6 +9,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from sealrun_protocol import limits
+
 from sealrun_runtime import (
     bundle,
     config,
@@ -71,6 +73,11 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     """Read the bundle, the settings and the image's name. Raises InvalidRequest, ConfigError,
     HostError."""
     store.check_id(container_id)
+    if len(container_id) > limits.CONTAINER_ID_LENGTH or container_id.startswith("-"):
+        raise InvalidRequest(
+            f"invalid container id {container_id[:80]!r}: the guest takes "
+            f"{limits.CONTAINER_ID_LENGTH} characters, of which the first is no dash"
+        )
     if os.geteuid() != 0:
         raise HostError("rootless containers are not supported yet", remedy="run as root")
     container, oci_config = bundle.read(bundle_path)

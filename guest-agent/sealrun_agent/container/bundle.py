@@ -5,6 +5,7 @@ import re
 from typing import Final, NamedTuple
 
 import msgspec
+from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.messages import File
 
@@ -13,7 +14,8 @@ from sealrun_agent.container.runtime_spec import Resources, refused
 from sealrun_agent.container.spec import Accepted, Places, render
 from sealrun_agent.errors import StartError
 
-_CONTAINER_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+_LENGTH: Final = limits.CONTAINER_ID_LENGTH
+_CONTAINER_ID: Final = re.compile(rf"(?!\.\.?\Z)[A-Za-z0-9_.+][A-Za-z0-9_.+-]{{0,{_LENGTH - 1}}}")
 
 
 def is_container_id(name: str) -> bool:

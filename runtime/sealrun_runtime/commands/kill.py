@@ -16,7 +16,8 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
     are the shim's and the guest's to treat; here every signal is alike."""
     parsed = parse(arguments, OPTIONS)
     container = container_id("kill", parsed, extra=1)
-    signal = signal_number(parsed.operands[1] if len(parsed.operands) > 1 else "TERM")
+    # As runc: one that is empty is none.
+    signal = signal_number((*parsed.operands[1:], "")[0] or "TERM")
     directory = store.open_container(invocation.root, container)
     try:
         send(directory, signal, all_processes=parsed.flag("all"))

@@ -8,6 +8,8 @@ from fixtures.cli import World
 
 pytestmark = pytest.mark.root
 
+WHAT_THE_GUEST_TAKES = "the guest takes 128 characters, of which the first is no dash"
+
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
@@ -19,6 +21,8 @@ pytestmark = pytest.mark.root
             ["state", "../c1"],
             "invalid container id '../c1'; it has 1 to 1024 letters, digits and the characters _ + - .",
         ),
+        (["create", "--", "-x"], f"invalid container id '-x': {WHAT_THE_GUEST_TAKES}"),
+        (["create", "0" * 129], f"invalid container id '{'0' * 80}': {WHAT_THE_GUEST_TAKES}"),
         (["state", "c1"], 'container "c1" does not exist'),
         (["start", "c1"], 'container "c1" does not exist'),
         (["kill", "c1", "9"], 'container "c1" does not exist'),

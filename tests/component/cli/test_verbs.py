@@ -49,6 +49,13 @@ def test_pause_and_resume(world: World) -> None:
     assert failure(world, "resume", "c1") == "container not paused"
 
 
+def test_an_empty_signal_is_none(world: World) -> None:
+    """As for runc: it is TERM."""
+    running(world)
+    ok(world, "kill", "c1", "")
+    world.wait_for("stopped")
+
+
 def test_a_paused_container_can_be_killed_and_deleted(world: World) -> None:
     running(world)
     ok(world, "pause", "c1")

@@ -28,7 +28,7 @@ def accept(**file: Any) -> spec.Accepted:
     )
 
 
-@pytest.mark.parametrize("name", ["a", "A_b.c-d+e", "0" * 128])
+@pytest.mark.parametrize("name", ["a", "A_b.c-d+e", ".a", "...", "+", "0" * 128])
 def test_names_of_containers(name: str) -> None:
     assert bundle.is_container_id(name)
 

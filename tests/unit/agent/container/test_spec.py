@@ -127,7 +127,6 @@ def test_containerd_s_example() -> None:
         (changed(process={"args": ["a\0b"]}), "process.args[0]: it holds a NUL character"),
         (changed(process={"env": ["A=b", "C=\0"]}), "process.env[1]: it holds a NUL character"),
         (changed(process={"cwd": "relative"}), "process.cwd: 'relative' is not an absolute path"),
-        (changed(process={"cwd": "/a/../b"}), "process.cwd: '/a/../b' is not an absolute path"),
         (changed(process={"terminal": True}), "process.terminal: the request says otherwise"),
         (changed(process={"scheduler": {}}), "process: object contains unknown field scheduler"),
         (changed(process={"user": {"uid": -1, "gid": 0}}), "process.user.uid: expected int >= 0"),
