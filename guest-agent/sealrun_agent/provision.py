@@ -91,6 +91,9 @@ class RegistryImages:
                     ca_certificates=wishes.ca_certificates,
                     allowed=self._policy.allowed_images,
                     insecure_unpinned_keys=wishes.insecure_unpinned_keys,
+                    registries=wishes.registry_config,
+                    proxy=wishes.image_pull_proxy,
+                    credentials_uri=wishes.authenticated_registry_credentials_uri,
                 ),
                 dial=order.dial,
                 resolved=self._resolved,
@@ -161,7 +164,8 @@ class TenantKeys:
         if broker is None:
             raise AttestError(
                 ErrorCode.BROKER_NOT_CONFIGURED,
-                f"image {self._order.reference} is encrypted, and the init-data names no key broker",
+                f"image {self._order.reference} needs a key or a secret, and the init-data names no key"
+                " broker",
             )
         attester = self._choice.attester(self._init_data)
         self._order.progress(Phase.ATTEST, f"attesting to {broker.url}", 0, 0)

@@ -50,12 +50,17 @@ class ErrorCode(StrEnum):
     REGISTRY_UNREACHABLE = "registry-unreachable"
     REGISTRY_UNTRUSTED = "registry-untrusted"
     REGISTRY_DENIED = "registry-denied"
+    REGISTRY_BUSY = "registry-busy"
+    REGISTRY_BLOCKED = "registry-blocked"
     REGISTRY_PROTOCOL = "registry-protocol"
+    CREDENTIALS_INVALID = "credentials-invalid"
     IMAGE_NOT_FOUND = "image-not-found"
     PLATFORM_NOT_FOUND = "platform-not-found"
     NO_SPACE = "no-space"
     # verify
     IMAGE_NOT_ALLOWED = "image-not-allowed"
+    IMAGE_NOT_SIGNED = "image-not-signed"
+    SIGNATURE_POLICY_INVALID = "signature-policy-invalid"
     MEDIA_TYPE_UNSUPPORTED = "media-type-unsupported"
     LIMIT_EXCEEDED = "limit-exceeded"
     MANIFEST_INVALID = "manifest-invalid"
@@ -167,9 +172,21 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
         "the registry denies access to the image",
         "give the guest credentials for it, or check the image's name",
     ),
+    ErrorCode.REGISTRY_BUSY: ErrorInfo(
+        "the registry limits how often it is asked",
+        "wait, give the guest credentials for it, or name a mirror in registry_config of the init-data",
+    ),
+    ErrorCode.REGISTRY_BLOCKED: ErrorInfo(
+        "the init-data blocks this registry",
+        "use another registry, or change registry_config in the init-data",
+    ),
     ErrorCode.REGISTRY_PROTOCOL: ErrorInfo(
         "the registry's answer does not follow the distribution specification",
         "check that the address is that of an OCI registry",
+    ),
+    ErrorCode.CREDENTIALS_INVALID: ErrorInfo(
+        "the registry credentials of the key broker cannot be used",
+        "store a containers-auth.json with user and password, or a token, for this registry in the broker",
     ),
     ErrorCode.IMAGE_NOT_FOUND: ErrorInfo(
         "the registry has no such image",
@@ -186,6 +203,15 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ErrorCode.IMAGE_NOT_ALLOWED: ErrorInfo(
         "the init-data does not allow this image",
         "add the image to the allowed images of the init-data",
+    ),
+    ErrorCode.IMAGE_NOT_SIGNED: ErrorInfo(
+        "the image security policy does not accept this image",
+        "sign the image with a key that the policy names, or change the policy; with a TEE and without a"
+        " policy, allowed must name the image's digest",
+    ),
+    ErrorCode.SIGNATURE_POLICY_INVALID: ErrorInfo(
+        "the image security policy cannot be obeyed",
+        "correct the policy.json, or its keys, in the init-data or the key broker",
     ),
     ErrorCode.MEDIA_TYPE_UNSUPPORTED: ErrorInfo(
         "the image uses a media type that is not supported",

@@ -12,22 +12,21 @@ The digest is taken over the exact bytes of the text. The host may read all of i
 integrity, not confidentiality.
 
 What is ours is read strictly: an unknown name there is an error, because a protection that was
-misspelt would be none. Of CoCo's documents only the key broker is taken. One that asks for a
-protection which this agent does not have (an agent policy, an image policy) is refused; the names of
-others that were not looked into are kept in `InitData.ignored`, so that the agent can say so.
+misspelt would be none. Of CoCo's documents the key broker is taken, and `[image]` of cdh.toml. What asks
+for a protection that this agent does not have (an agent policy) is refused; the names of others that were
+not looked into are kept in `InitData.ignored`, so that the agent can say so.
 """
 
 import binascii
 import hashlib
-import re
 import tomllib
 import zlib
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from sealrun_protocol import limits
-from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_uri
+from sealrun_protocol import image_wishes, limits, registries
+from sealrun_protocol.image_wishes import URL, Image
 
 VERSION: Final = "0.1.0"
 ALGORITHMS: Final = ("sha256", "sha384", "sha512")
@@ -45,13 +44,6 @@ _DOCUMENTS: Final = 64
 # tomllib takes quadratic time for one key of many parts; a key does not span lines.
 _LINE_DOTS: Final = 1000
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_URL: Final = re.compile(
-    r"(?P<scheme>https?)://"
-    rf"(?:\[(?P<v6>[0-9A-Fa-f:.]{{2,45}})\]|(?P<host>(?=[^:/]{{1,253}}(?:[:/]|$)){_LABEL}(?:\.{_LABEL})*))"
-    r"(?::(?P<port>[0-9]{1,5}))?(?P<path>(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*)/?"
-)
-_REGISTRY: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 
 _Section = TypeVar("_Section", bound=msgspec.Struct)
@@ -87,25 +79,6 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True):
 
     tees: tuple[str, ...] = ()
     insecure_sample_evidence: bool = False
-
-
-class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """`[image]` of sealrun.toml.
-
-    allowed: patterns of image references; None = every image, or none where there is a TEE. decryption_keys: kbs:/// URIs of
-    private keys (PEM). insecure_registries: host[:port] that is spoken to in plain http.
-    ca_certificates: PEM, trusted for registries in addition to the guest image's own.
-    insecure_unpinned_keys: an encrypted image is opened although `allowed` does not name its digest.
-        A hostile registry can then put a layer of its own beside the encrypted ones.
-    insist_on_registry: the host's cache is not asked for what the image consists of.
-    """
-
-    allowed: tuple[str, ...] | None = None
-    decryption_keys: tuple[str, ...] = ()
-    insecure_registries: tuple[str, ...] = ()
-    ca_certificates: str = ""
-    insecure_unpinned_keys: bool = False
-    insist_on_registry: bool = False
 
 
 class Container(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +167,7 @@ def parse(text: bytes) -> InitData:
     algorithm = _algorithm(container.get("algorithm"))
     documents = _documents(container.get("data"))
     _refuse_protections(documents)
-    ours = _our_document(documents.get(OUR_DOCUMENT, ""))
+    ours = _our_document(documents.get(OUR_DOCUMENT, ""), _data_hub_image(documents))
     return InitData(
         text=text,
         algorithm=algorithm,
@@ -206,9 +179,11 @@ def parse(text: bytes) -> InitData:
 
 
 def endpoints(init_data: InitData) -> tuple[tuple[str, int], ...]:
-    """(host, port) of what the host's relay may open for a guest that was given this init-data."""
+    """(host, port) of what the host's relay may open for a guest that was given this init-data, beside
+    the places where its image lies."""
     broker = init_data.broker
-    return () if broker is None else ((broker.host, broker.port),)
+    named = () if broker is None else ((broker.host, broker.port),)
+    return named + image_wishes.endpoints(init_data.image)
 
 
 def encode_annotation(text: bytes) -> str:
@@ -322,7 +297,7 @@ def _broker(document: str) -> Broker | None:
 
 
 def _broker_at(url: str, ca_pem: str, where: str) -> Broker:
-    found = _URL.fullmatch(url)
+    found = URL.fullmatch(url)
     if found is None:
         raise InitDataInvalid(f"{where}.url: {url[:200]!a} is not http[s]://host[:port][/path]")
     tls = found["scheme"] == "https"
@@ -340,10 +315,20 @@ def _refuse_protections(documents: dict[str, str]) -> None:
         raise InitDataInvalid(
             f"{_POLICY_DOCUMENT}: this agent does not obey it; say what may run in {OUR_DOCUMENT}"
         )
-    if "image" in _toml(documents.get(_DATA_HUB_DOCUMENT, "").encode(), _DATA_HUB_DOCUMENT):
-        raise InitDataInvalid(
-            f"{_DATA_HUB_DOCUMENT}: [image]: this agent does not obey it; say it in {OUR_DOCUMENT}"
-        )
+
+
+def _data_hub_image(documents: dict[str, str]) -> dict[str, Any]:
+    """What CoCo's own document says about images, by the names of ours."""
+    where = f"{_DATA_HUB_DOCUMENT}: image"
+    table = _toml(documents.get(_DATA_HUB_DOCUMENT, "").encode(), _DATA_HUB_DOCUMENT).get(
+        "image", {}
+    )
+    if not isinstance(table, dict):
+        raise InitDataInvalid(f"{where} must be a table")
+    try:
+        return image_wishes.coco_members(table)
+    except image_wishes.WishInvalid as error:
+        raise InitDataInvalid(f"{where}: {error}; say it in {OUR_DOCUMENT}") from error
 
 
 class _Ours(NamedTuple):
@@ -354,17 +339,17 @@ class _Ours(NamedTuple):
     workload: Workload
 
 
-def _our_document(document: str) -> _Ours:
+def _our_document(document: str, more: dict[str, Any]) -> _Ours:
+    """more: members of [image] that stand elsewhere."""
     tables = _toml(document.encode(), OUR_DOCUMENT)
     _refuse_unknown(tables, _Ours._fields, OUR_DOCUMENT)
     ours = _Ours(
         attestation=_section(tables.get("attestation", {}), Attestation, "attestation"),
-        image=_section(tables.get("image", {}), Image, "image"),
+        image=_image(tables.get("image", {}), more),
         container=_section(tables.get("container", {}), Container, "container"),
         host=_section(tables.get("host", {}), Host, "host"),
         workload=_section(tables.get("workload", {}), Workload, "workload"),
     )
-    _check_image(ours.image)
     for name, given, known in (
         ("attestation.tees", ours.attestation.tees, TEES),
         ("workload.api", ours.workload.api, APIS),
@@ -382,20 +367,26 @@ def _our_document(document: str) -> _Ours:
     return ours
 
 
-def _check_image(image: Image) -> None:
+def _image(table: object, more: dict[str, Any]) -> Image:
     where = f"{OUR_DOCUMENT}: image"
-    for uri in image.decryption_keys:
+    if isinstance(table, dict):
+        for name in table.keys() & more.keys():
+            raise InitDataInvalid(f"{where}.{name} is in {_DATA_HUB_DOCUMENT} too")
+        table = table | more
         try:
-            parse_uri(uri)
-        except ResourceNameInvalid as error:
-            raise InitDataInvalid(f"{where}.decryption_keys: {error}") from error
-    for registry in image.insecure_registries:
-        if not _REGISTRY.fullmatch(registry):
-            raise InitDataInvalid(
-                f"{where}.insecure_registries: {registry[:200]!a} is not host[:port]"
-            )
-    if image.ca_certificates and _CERTIFICATE not in image.ca_certificates:
-        raise InitDataInvalid(f"{where}.ca_certificates must be certificates in PEM")
+            registries.parse(table.get("registry_config", {}))
+        except registries.RegistriesInvalid as error:
+            raise InitDataInvalid(f"{where}.registry_config: {error}") from error
+        proxy = table.get("image_pull_proxy", {})
+        if isinstance(proxy, dict):
+            known = image_wishes.Proxy.__struct_fields__
+            _refuse_unknown(proxy, known, f"{where}.image_pull_proxy")
+    image = _section(table, Image, "image")
+    try:
+        image_wishes.check(image)
+    except image_wishes.WishInvalid as error:
+        raise InitDataInvalid(f"{where}.{error}") from error
+    return image
 
 
 def _section(table: object, kind: type[_Section], name: str) -> _Section:

@@ -10,7 +10,7 @@ import pytest
 from fixtures import layers
 from fixtures.pulling import Puller
 from sealrun_agent.errors import AgentError, DialFailed
-from sealrun_agent.image import registry as client
+from sealrun_agent.image import retry
 from sealrun_agent.image.pull import ImagePolicy
 from sealrun_protocol.errors import ErrorCode
 from simulators import registry as simulators
@@ -22,7 +22,7 @@ BLOB = layers.compress(TAR, "gzip")
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "SECONDS", 0.005)
     with simulators.serve() as simulator:
         yield simulator
 
@@ -138,7 +138,7 @@ def test_realms_that_are_not_followed(
     assert code_of(puller, reference, simulator.address) is code
 
 
-@pytest.mark.parametrize("challenge", ["", "Basic realm=x", "Bearer", "Negotiate"])
+@pytest.mark.parametrize("challenge", ["", "Basic realm=x", "Bearer", "Negotiate x"])
 def test_other_challenges_are_a_denial(
     puller: Puller, simulator: Simulator, challenge: str
 ) -> None:
@@ -208,9 +208,9 @@ def test_redirects_that_are_not_followed(
         (400, ErrorCode.REGISTRY_PROTOCOL, 1),
         (403, ErrorCode.REGISTRY_DENIED, 1),
         (404, ErrorCode.IMAGE_NOT_FOUND, 1),
-        (429, ErrorCode.REGISTRY_UNREACHABLE, 1),
-        (500, ErrorCode.REGISTRY_UNREACHABLE, 3),
-        (503, ErrorCode.REGISTRY_UNREACHABLE, 3),
+        (429, ErrorCode.REGISTRY_BUSY, 4),
+        (500, ErrorCode.REGISTRY_UNREACHABLE, 4),
+        (503, ErrorCode.REGISTRY_UNREACHABLE, 4),
         (204, ErrorCode.REGISTRY_PROTOCOL, 1),
         (304, ErrorCode.REGISTRY_PROTOCOL, 1),
     ],

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from fixtures import encryption, layers
 from fixtures.pulling import Puller
 from sealrun_agent.errors import AgentError
-from sealrun_agent.image import registry as client
+from sealrun_agent.image import retry
 from sealrun_agent.image.pull import Image, ImagePolicy
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode, Phase
@@ -34,7 +34,7 @@ BLOB = layers.compress(TAR, "gzip")
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "SECONDS", 0.005)
     with simulators.serve() as simulator:
         yield simulator
 
@@ -438,7 +438,7 @@ def test_a_slow_drip_is_ended(
     puller: Puller, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HTTP_SECONDS", 0.3)
-    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     reference = simulator.publish([TAR])
     simulator.answers[manifest_path("1")] = Answer(b" " * 1000, drip=0.05)
     start = time.monotonic()
@@ -452,7 +452,7 @@ def test_silence_is_ended(
     puller: Puller, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HTTP_SECONDS", 0.3)
-    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     reference = simulator.publish([TAR])
     simulator.answers[manifest_path("1")] = Answer(b"  ", drip=3)
     error = refused(puller, simulator, reference)

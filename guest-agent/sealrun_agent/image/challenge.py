@@ -4,8 +4,9 @@ import re
 from typing import Final, NamedTuple
 
 _PARAMETER: Final = re.compile(
-    r"""\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))\s*(?:,|$)"""
+    r"""[\s,]*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))\s*(?=,|$)"""
 )
+_SCHEME: Final = re.compile(r"[\s,]*([A-Za-z0-9_-]+)(?=[\s,]|$)")
 
 
 class Challenge(NamedTuple):
@@ -15,14 +16,18 @@ class Challenge(NamedTuple):
     parameters: dict[str, str]
 
 
-def parse(header: str) -> Challenge:
-    """One challenge; what cannot be read of its parameters is left out."""
-    scheme, _, rest = header.strip().partition(" ")
-    parameters: dict[str, str] = {}
+def parse(header: str) -> tuple[Challenge, ...]:
+    """The challenges of a header, or of several that are joined by commas. From where it cannot be
+    read on, it is left out."""
+    found: list[Challenge] = []
     position = 0
-    while match := _PARAMETER.match(rest, position):
-        name, quoted, token = match.groups()
-        value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else token
-        parameters.setdefault(name.lower(), value)
+    while True:
+        if found and (match := _PARAMETER.match(header, position)):
+            name, quoted, token = match.groups()
+            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else token
+            found[-1].parameters.setdefault(name.lower(), value)
+        elif match := _SCHEME.match(header, position):
+            found.append(Challenge(match[1].lower(), {}))
+        else:
+            return tuple(found)
         position = match.end()
-    return Challenge(scheme.lower(), parameters)

@@ -29,9 +29,11 @@ SYSTEM_CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
 class Broken(Exception):
     """The connection failed, was cut, timed out, or carried something that is not HTTP."""
 
-    def __init__(self, code: ErrorCode, text: str) -> None:
+    def __init__(self, code: ErrorCode, text: str, retry_after: float | None = None) -> None:
+        """retry_after: seconds that the peer asks us to wait."""
         super().__init__(text)
         self.code = code
+        self.retry_after = retry_after
 
 
 class Endpoint(NamedTuple):
@@ -49,20 +51,41 @@ class Endpoint(NamedTuple):
 class Connection:
     """At most one request at a time; it stays open for the next one where both sides agree."""
 
-    def __init__(self, endpoint: Endpoint, dial: Dial, context: "ssl.SSLContext | None") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        dial: Dial,
+        context: "ssl.SSLContext | None",
+        proxy: tuple[str, int] | None = None,
+    ) -> None:
+        """proxy: host and port of an HTTP proxy that leads there."""
         self.endpoint = endpoint
-        self._http = _HttpConnection(endpoint, dial, context)
+        self._http = _HttpConnection(endpoint, dial, context, proxy)
+        # A proxy that is given plain http gets the whole address (RFC 9112, 3.2.2).
+        self._prefix = f"http://{endpoint}" if proxy and not endpoint.tls else ""
 
     def get(self, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Send GET and read the response's head. Raises Broken, PullError(ENDPOINT_REFUSED,
         REGISTRY_UNREACHABLE, REGISTRY_UNTRUSTED)."""
+        return self._asked("GET", target, headers, None)
+
+    def post(
+        self, target: str, headers: Mapping[str, str], body: bytes
+    ) -> http.client.HTTPResponse:
+        """As get, with a body."""
+        return self._asked("POST", target, headers, body)
+
+    def _asked(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+    ) -> http.client.HTTPResponse:
         reused = self._http.sock is not None
         try:
-            return self._get(target, headers)
+            return self._request(method, target, headers, body)
         except Broken:
             if not reused:
                 raise
-            return self._get(target, headers)  # the peer had closed an idle connection
+            # The peer had closed an idle connection.
+            return self._request(method, target, headers, body)
 
     def read(self, response: http.client.HTTPResponse, count: int) -> bytes:
         """At most `count` bytes of the body, fewer only at its end. Raises Broken."""
@@ -75,9 +98,11 @@ class Connection:
         """End the connection; the next request dials again."""
         self._http.close()
 
-    def _get(self, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def _request(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+    ) -> http.client.HTTPResponse:
         try:
-            self._http.request("GET", target, headers=dict(headers))
+            self._http.request(method, self._prefix + target, body, dict(headers))
             return self._http.getresponse()
         except (OSError, http.client.HTTPException) as error:
             self.close()
@@ -112,22 +137,53 @@ def tls_context(certificates: str) -> "ssl.SSLContext":
 
 
 class _HttpConnection(http.client.HTTPConnection):
-    def __init__(self, endpoint: Endpoint, dial: Dial, context: "ssl.SSLContext | None") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        dial: Dial,
+        context: "ssl.SSLContext | None",
+        proxy: tuple[str, int] | None,
+    ) -> None:
         super().__init__(endpoint.host, endpoint.port)
         self.default_port = 443 if endpoint.tls else 80  # so that the Host header is as expected
         self.response_class = _Response
         self._endpoint = endpoint
         self._dial = dial
         self._context = context
+        self._proxy = proxy
 
     def connect(self) -> None:
+        host, port = self._proxy or (self._endpoint.host, self._endpoint.port)
+        through = f" through the proxy {host}:{port}" if self._proxy else ""
         try:
-            plain = self._dial(self._endpoint.host, self._endpoint.port)
+            plain = self._dial(host, port)
         except DialFailed as error:
             code = ErrorCode.ENDPOINT_REFUSED if error.refused else ErrorCode.REGISTRY_UNREACHABLE
-            raise PullError(code, f"cannot reach {self._endpoint}: {error}") from error
+            raise PullError(code, f"cannot reach {self._endpoint}{through}: {error}") from error
         plain.settimeout(limits.HTTP_SECONDS)
+        if self._proxy and self._endpoint.tls:
+            self._tunnelled(plain, through)
         self.sock = self._encrypted(plain) if self._endpoint.tls else plain
+
+    def _tunnelled(self, plain: socket.socket, through: str) -> None:
+        """Have the proxy connect the socket to the endpoint (RFC 9110, 9.3.6)."""
+        host = f"[{self._endpoint.host}]" if ":" in self._endpoint.host else self._endpoint.host
+        authority = f"{host}:{self._endpoint.port}"
+        try:
+            plain.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+            response = _Response(plain, method="CONNECT")
+            response.begin()
+        except (OSError, http.client.HTTPException):
+            plain.close()
+            raise
+        status = response.status
+        response.close()
+        if status != 200:
+            plain.close()
+            raise PullError(
+                ErrorCode.REGISTRY_UNREACHABLE,
+                f"cannot reach {self._endpoint}{through}: it answers {status}",
+            )
 
     def _encrypted(self, plain: socket.socket) -> socket.socket:
         import ssl

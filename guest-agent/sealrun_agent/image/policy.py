@@ -14,6 +14,8 @@ wrote the reference could put any digest beside it.
 from typing import NamedTuple
 
 from sealrun_protocol.errors import ErrorCode
+from sealrun_protocol.image_wishes import Proxy
+from sealrun_protocol.registries import NONE, Configuration
 
 from sealrun_agent.errors import VerifyError
 from sealrun_agent.image.reference import Reference
@@ -26,12 +28,17 @@ class ImagePolicy(NamedTuple):
     ca_certificates: PEM, trusted in addition to the guest image's own.
     allowed: patterns, see above; None = every image.
     insecure_unpinned_keys: see check_pinned.
+    registries: mirrors, blocked registries, short names. proxy: to reach them.
+    credentials_uri: kbs:/// URI of the registries' credentials; empty: everything is anonymous.
     """
 
     insecure_registries: tuple[str, ...] = ()
     ca_certificates: str = ""
     allowed: tuple[str, ...] | None = None
     insecure_unpinned_keys: bool = False
+    registries: Configuration = NONE
+    proxy: Proxy = Proxy()
+    credentials_uri: str = ""
 
 
 def check_reference(policy: ImagePolicy, reference: Reference) -> None:

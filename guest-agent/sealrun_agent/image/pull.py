@@ -28,11 +28,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
-from sealrun_protocol import limits
+from sealrun_protocol import limits, registries
 from sealrun_protocol.errors import ErrorCode, Phase
 
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import PullError, VerifyError
+from sealrun_agent.image.credentials import Safe
 from sealrun_agent.image.decrypt import Keys, LayerKey, Opener
 from sealrun_agent.image.filling import Filling, Progress
 from sealrun_agent.image.manifest import (
@@ -77,7 +78,7 @@ def pull(
     through.
 
     Raises PullError, VerifyError, DecryptError."""
-    wanted = parse(reference)
+    wanted = _named(reference, policy)
     check_reference(policy, wanted)
     platform = this_platform()
 
@@ -87,10 +88,11 @@ def pull(
         with telling:
             progress(phase, text, done, total)
 
+    safe = Safe(policy.credentials_uri, keys.resource)
     cache = HostCache(fetch, lambda text: told(Phase.PULL, text, 0, 0)) if fetch else None
 
     def connected() -> Source:
-        registry = Registry(wanted, policy, dial)
+        registry = Registry(wanted, policy, dial, safe)
         return Relay(cache, registry) if cache is not None else registry
 
     with closing(connected()) as source:
@@ -115,6 +117,16 @@ def pull(
                 wipe(key.symkey for key in layer_keys.values())
             layers = _published(claim)
     return Image(str(wanted), digests[-1], config, layers)
+
+
+def _named(reference: str, policy: ImagePolicy) -> Reference:
+    """Raises PullError(REFERENCE_INVALID)."""
+    try:
+        return parse(registries.completed(policy.registries, reference))
+    except registries.RegistriesInvalid as error:
+        raise PullError(
+            ErrorCode.REFERENCE_INVALID, f"cannot read the image reference: {error}"
+        ) from error
 
 
 def _resolved(

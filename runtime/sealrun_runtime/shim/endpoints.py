@@ -6,9 +6,12 @@ port. Names are not looked through: `localhost` does not open 127.0.0.1, nor the
 """
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sealrun_runtime.handover import Handover
+
+if TYPE_CHECKING:
+    from sealrun_protocol import registries
 
 HTTPS: Final = 443
 HTTP: Final = 80
@@ -85,7 +88,7 @@ def allowed(handover: Handover) -> frozenset[Endpoint]:
     """All that the guest of this sandbox may reach: the registry of the image that it was asked to
     run, what its init-data names, what the operator allows to all."""
     insecure = handover.config.image.insecure_registries
-    named: tuple[tuple[str, int], ...] = ()
+    found = set[Endpoint]()
     if handover.init_data:
         # tomllib is worth its megabyte only here.
         from sealrun_protocol import init_data
@@ -95,8 +98,29 @@ def allowed(handover: Handover) -> frozenset[Endpoint]:
         except init_data.InitDataInvalid:
             return frozenset()  # the guest will refuse it and say why
         insecure += document.image.insecure_registries
-        named = init_data.endpoints(document)
-    found = set(of_registry(registry_of(handover.image), insecure))
-    found.update(endpoint(host, port) for host, port in named)
+        found.update(endpoint(host, port) for host, port in init_data.endpoints(document))
+        found.update(_of_image(document.image.registry_config, handover.image, insecure))
+    else:
+        found.update(of_registry(registry_of(handover.image), insecure))
     found.update(parse(text) for text in handover.config.relay.endpoints)
+    return frozenset(found)
+
+
+def _of_image(
+    configuration: "registries.Configuration", image: str, insecure: tuple[str, ...]
+) -> frozenset[Endpoint]:
+    """Where the init-data says that the image lies; nowhere, if it is blocked."""
+    from sealrun_protocol import registries
+
+    try:
+        sources = registries.sources_of(configuration, image)
+    except (registries.Blocked, registries.RegistriesInvalid):
+        return frozenset()  # the guest will refuse it too
+    found = set[Endpoint]()
+    for source in sources:
+        registry = registry_of(source.name)
+        try:
+            found.update(of_registry(registry, [*insecure, *[registry] * source.insecure]))
+        except ValueError:
+            continue  # a port that is none: the guest says so
     return frozenset(found)

@@ -28,12 +28,20 @@ from sealrun_agent.image.challenge import Challenge, parse
         (r'Bearer realm="a\"b\\c"', Challenge("bearer", {"realm": 'a"b\\c'})),
         ('Bearer realm="a",realm="b"', Challenge("bearer", {"realm": "a"})),
         ("Bearer", Challenge("bearer", {})),
-        ("", Challenge("", {})),
         ('Bearer realm="unclosed', Challenge("bearer", {})),
     ],
 )
 def test_reads(header: str, expected: Challenge) -> None:
-    assert parse(header) == expected
+    assert parse(header) == (expected,)
+
+
+def test_several_challenges() -> None:
+    assert parse('Basic realm="a, b" , Negotiate,Bearer realm="c",service=d') == (
+        Challenge("basic", {"realm": "a, b"}),
+        Challenge("negotiate", {}),
+        Challenge("bearer", {"realm": "c", "service": "d"}),
+    )
+    assert parse("") == parse(", ") == parse('="') == ()
 
 
 @given(st.text(alphabet='Bearer realm="\\,= \x00', max_size=200))

@@ -98,7 +98,10 @@ def test_what_may_run() -> None:
     ("more", "said"),
     [
         ("'policy.rego' = 'package agent_policy'", "policy.rego: this agent does not obey it"),
-        ("'cdh.toml' = '[image]'", "cdh.toml: .image.: this agent does not obey it"),
+        (
+            "'cdh.toml' = '''[image]\nsigstore_config_uri = 1'''",
+            "cdh.toml: image: 'sigstore_config_uri'",
+        ),
         ("'cdh.toml' = 'x'", "cdh.toml: it is not TOML"),
     ],
 )

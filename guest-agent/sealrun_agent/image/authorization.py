@@ -1,0 +1,139 @@
+"""How one repository of a registry is authorized: distribution's token authentication, and Basic.
+
+- Bearer (spec/auth/token): anonymous; or user and password as Basic to the token service (GET); or, with
+  an identity token, `grant_type=refresh_token` (POST, spec/auth/oauth). The scope is pull of this
+  repository, whatever the registry asks for.
+- A token that is about to expire is replaced before it is sent, one that the registry refuses once.
+- Credentials are fetched when a registry first asks for any, and only those for this registry are used.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlencode
+
+import msgspec
+from sealrun_protocol import limits
+from sealrun_protocol.errors import ErrorCode
+
+from sealrun_agent.errors import PullError
+from sealrun_agent.image.challenge import Challenge
+from sealrun_agent.image.connection import Endpoint
+from sealrun_agent.image.credentials import Credential
+from sealrun_agent.image.http_client import HttpClient, Place, is_printable
+from sealrun_agent.image.refusal import refusal
+
+ANSWER_BYTES: Final = 64 * limits.KIB  # of a token service
+_LIFE_SECONDS: Final = 60.0  # of a token that does not say, and the least of one that does
+_MARGIN_SECONDS: Final = 5.0
+_CLIENT: Final = "sealrun"
+
+
+class _Token(msgspec.Struct, frozen=True):
+    token: str = ""
+    access_token: str = ""
+    refresh_token: str = ""
+    expires_in: float = _LIFE_SECONDS
+
+
+class Authorization:
+    """For the repository (path) of a registry at `home`. credential: None for an anonymous one."""
+
+    def __init__(
+        self,
+        http: HttpClient,
+        home: Endpoint,
+        repository: str,
+        credential: Callable[[], Credential | None],
+    ) -> None:
+        self._http = http
+        self._home = home
+        self._repository = repository
+        self._credential = credential
+        self._identity_token = ""
+        self._header = ""
+        self._expires = float("inf")
+        self._challenge: Challenge | None = None
+
+    def header(self, what: str) -> str:
+        """What to send now, "" for nothing. Raises Broken, PullError."""
+        if self._challenge is not None and time.monotonic() > self._expires:
+            self._header = self._token(self._challenge, what)
+        return self._header
+
+    def meet(self, challenges: tuple[Challenge, ...], what: str) -> None:
+        """Get what the registry asks for. Raises Broken, PullError."""
+        offered = {challenge.scheme: challenge for challenge in reversed(challenges)}
+        bearer, basic = offered.get("bearer"), offered.get("basic")
+        if bearer is not None and bearer.parameters.get("realm"):
+            self._challenge = bearer
+            self._header = self._token(bearer, what)
+            return
+        credential = self._credential() if basic is not None else None
+        if credential is None or not credential.username or self._header == credential.basic:
+            raise self._denied(
+                what, "refuses the credentials" if self._header else "wants credentials"
+            )
+        self._header = credential.basic
+
+    def _token(self, challenge: Challenge, what: str) -> str:
+        credential = self._credential()
+        if credential is not None and credential.registry_token:
+            return f"Bearer {credential.registry_token}"
+        wish = {"scope": f"repository:{self._repository}:pull"}
+        if service := challenge.parameters.get("service"):
+            wish["service"] = service
+        realm = challenge.parameters["realm"]
+        place = self._http.place(realm, Place(self._home, "/"), "a token")
+        answer = self._asked(place, wish, credential, what)
+        token = answer.token or answer.access_token
+        if not token or not is_printable(token):
+            raise PullError(
+                ErrorCode.REGISTRY_PROTOCOL, f"cannot fetch {what}: {place.endpoint} gave no token"
+            )
+        life = max(_LIFE_SECONDS, answer.expires_in) - _MARGIN_SECONDS
+        self._expires = time.monotonic() + life
+        self._identity_token = answer.refresh_token or self._identity_token
+        return f"Bearer {token}"
+
+    def _asked(
+        self, place: Place, wish: dict[str, str], credential: Credential | None, what: str
+    ) -> _Token:
+        authorization, body, headers = "", None, {}
+        identity = self._identity_token or (credential.identity_token if credential else "")
+        if credential is not None and identity:
+            wish |= {"grant_type": "refresh_token", "refresh_token": identity, "client_id": _CLIENT}
+            body = urlencode(wish).encode()
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        else:
+            if credential is not None:
+                authorization = credential.basic
+                wish |= {"account": credential.username}
+            separator = "&" if "?" in place.target else "?"
+            place = Place(place.endpoint, f"{place.target}{separator}{urlencode(wish)}")
+        exchange = self._http.ask(
+            place, headers, f"a token for {what}", authorization=authorization, body=body
+        )
+        try:
+            status = exchange.response.status
+            if status in (400, 401, 403):
+                how = "refuses the credentials" if credential else "wants credentials"
+                raise self._denied(what, how, place.endpoint)
+            if status != 200:
+                raise refusal(exchange, f"a token for {what}")
+            return _decoded(exchange.body(ANSWER_BYTES))
+        finally:
+            self._http.finish(exchange)
+
+    def _denied(self, what: str, cause: str, by: Endpoint | None = None) -> PullError:
+        return PullError(
+            ErrorCode.REGISTRY_DENIED, f"cannot fetch {what}: {by or self._home} {cause}"
+        )
+
+
+def _decoded(body: bytes | None) -> _Token:
+    """An empty one for what is none."""
+    try:
+        return msgspec.json.decode(body or b"", type=_Token)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Token()
