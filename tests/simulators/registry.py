@@ -24,10 +24,11 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: the path with its query, and the headers in lower case."""
+    """What was asked: the path with its query, the headers in lower case, and the body of a POST."""
 
     path: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,17 @@ def serve() -> Iterator[Simulator]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_POST(self) -> None:
+            """Answer as told."""
+            self._answer(self.rfile.read(int(self.headers["Content-Length"])))
+
         def do_GET(self) -> None:
             """Answer as told."""
+            self._answer(b"")
+
+        def _answer(self, body: bytes) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Request(self.path, headers)
+            request = Request(self.path, headers, body)
             simulator.requests.append(request)
             found = simulator.answers.get(self.path.partition("?")[0], Answer(status=404))
             try:

@@ -99,14 +99,14 @@ def allowed(handover: Handover) -> frozenset[Endpoint]:
             return frozenset()  # the guest will refuse it and say why
         insecure += document.image.insecure_registries
         found.update(endpoint(host, port) for host, port in init_data.endpoints(document))
-        found.update(_of_image(document.image.registry_config, handover.image, insecure))
+        found.update(of_image(document.image.registry_config, handover.image, insecure))
     else:
         found.update(of_registry(registry_of(handover.image), insecure))
     found.update(parse(text) for text in handover.config.relay.endpoints)
     return frozenset(found)
 
 
-def _of_image(
+def of_image(
     configuration: "registries.Configuration", image: str, insecure: tuple[str, ...]
 ) -> frozenset[Endpoint]:
     """Where the init-data says that the image lies; nowhere, if it is blocked."""

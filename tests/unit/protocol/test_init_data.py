@@ -343,11 +343,75 @@ def test_the_largest_text_is_accepted_and_the_next_is_not() -> None:
         ("é", "not base64"),
         ("A" * (2 * limits.INIT_DATA_BYTES + 1), "longer than"),
         (base64.b64encode(b"\x1f\x8b garbage").decode(), "not gzip"),
-        (base64.b64encode(gzip.compress(b"abc")[:-1]).decode(), "not one complete gzip"),
-        (base64.b64encode(gzip.compress(b"abc") + b"x").decode(), "not one complete gzip"),
-        (base64.b64encode(gzip.compress(b"a") * 2).decode(), "not one complete gzip"),
+        (base64.b64encode(gzip.compress(b"abc", mtime=0)[:-1]).decode(), "not one complete gzip"),
+        (base64.b64encode(gzip.compress(b"abc", mtime=0) + b"x").decode(), "not one complete gzip"),
+        (base64.b64encode(gzip.compress(b"a", mtime=0) * 2).decode(), "not one complete gzip"),
     ],
 )
 def test_annotations_that_are_none(value: str, said: str) -> None:
     with pytest.raises(InitDataInvalid, match=said):
         decode_annotation(value)
+
+
+REGISTRIES = """
+[image]
+registry_endpoints = ["auth.example:443", "[::1]:5001"]
+authenticated_registry_credentials_uri = "kbs:///default/credential/test"
+[image.image_pull_proxy]
+https_proxy = "http://proxy.example:3128"
+no_proxy = "10.0.0.1, .corp.example"
+[image.signature_lookaside]
+"r.example" = "https://sigs.example/store"
+[[image.registry_config.registry]]
+location = "r.example"
+[[image.registry_config.registry.mirror]]
+location = "m.example:5000/copies"
+pull-from-mirror = "digest-only"
+"""
+
+
+def test_what_the_relay_is_to_open_for_registries() -> None:
+    read = parse(container(ours=REGISTRIES))
+    assert set(endpoints(read)) == {
+        ("auth.example", 443), ("::1", 5001), ("proxy.example", 3128), ("sigs.example", 443),
+    }  # fmt: skip
+    assert read.image.registry_config.registry[0].mirror[0].pull_from_mirror == "digest-only"
+    proxy = read.image.image_pull_proxy
+    assert proxy.of("r.example", tls=True) == ("proxy.example", 3128)
+    assert proxy.of("r.example", tls=False) is None
+    assert proxy.of("a.corp.example", tls=True) is proxy.of("10.0.0.1", tls=True) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ("registry_endpoints = ['a.example']", "image.registry_endpoints: 'a.example' is not host:port"),
+        ("registry_config = {registry = [{prefx = 'a'}]}", "registry_config: registry: unknown name"),
+        ("image_pull_proxy = {https_proxi = 'a'}", "unknown name 'https_proxi'"),
+        ("image_pull_proxy = {https_proxy = 'https://a.example'}", "is not http://host"),
+        ("signature_lookaside = {'' = 'file:///x'}", "is not http"),
+        ("image_security_policy_uri = 'file:///x'", "image_security_policy_uri"),
+        ("image_security_policy = '{}'\nimage_security_policy_uri = 'kbs:///a/b/c'", "exclude"),
+        ("authenticated_registry_credentials_uri = 'x'", "image.authenticated_registry"),
+    ],
+)  # fmt: skip
+def test_registries_that_are_refused(ours: str, said: str) -> None:
+    with pytest.raises(InitDataInvalid, match=said):
+        parse(container(ours=f"[image]\n{ours}\n"))
+
+
+def test_what_coco_s_data_hub_says_of_images() -> None:
+    hub = """'''
+socket = "unix:///x"
+[image]
+max_concurrent_layer_downloads_per_image = 3
+authenticated_registry_credentials_uri = "kbs:///default/credential/test"
+extra_root_certificates = ["-----BEGIN CERTIFICATE-----"]
+[[image.registry_config.registry]]
+location = "r.example"
+blocked = true
+'''"""
+    image = parse(container(more=f"'cdh.toml' = {hub}")).image
+    assert image.authenticated_registry_credentials_uri == "kbs:///default/credential/test"
+    assert image.registry_config.registry[0].blocked
+    assert "BEGIN" in image.ca_certificates

@@ -1,7 +1,15 @@
 """What the relay may dial: exactly what is named."""
 
 import pytest
-from sealrun_runtime.shim.endpoints import Endpoint, endpoint, of_registry, parse, registry_of
+from sealrun_protocol import registries
+from sealrun_runtime.shim.endpoints import (
+    Endpoint,
+    endpoint,
+    of_image,
+    of_registry,
+    parse,
+    registry_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +78,22 @@ def test_reading_an_endpoint() -> None:
 def test_what_is_no_endpoint(text: str) -> None:
     with pytest.raises(ValueError, match="cannot read the endpoint"):
         parse(text)
+
+
+def test_mirrors_of_the_init_data_are_opened_and_what_is_blocked_is_not() -> None:
+    mirrors = [{"location": "m.test:5000/a", "insecure": True}, {"location": "[::1]/a"}]
+    read = registries.parse(
+        {
+            "registry": [
+                {"prefix": "r.test/a", "location": "s.test", "mirror": mirrors},
+                {"location": "blocked.test", "blocked": True},
+            ]
+        }
+    )
+    assert of_image(read, "r.test/a/b:1", ()) == {
+        Endpoint("m.test", 5000), Endpoint("::1", 443), Endpoint("s.test", 443),
+    }  # fmt: skip
+    assert of_image(read, "blocked.test/a:1", ()) == frozenset()
+    assert of_image(read, "other.test/a:1", ("other.test",)) == {
+        Endpoint("other.test", 443), Endpoint("other.test", 80),
+    }  # fmt: skip
