@@ -40,7 +40,6 @@ from sealrun_runtime.errors import HostError, InvalidRequest, Reported, cause
 from sealrun_runtime.store import SOCKET, Directory
 
 ANSWER_SECONDS = 60.0
-WORD_SECONDS = 5.0  # until the first word of an answer that begins at once
 DATAGRAM_BYTES = 192 * 1024  # a datagram has to fit into net.core.wmem_default, 208 KiB
 
 
