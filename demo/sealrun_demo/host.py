@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from sealrun_demo import telling, tools
 
-STUB = "localhost/sealrun-demo-stub:latest"
 RUN_SECONDS = 180
 # Where a decrypted byte could have been left: Podman's storage and run directory, sealrun's state
 # (VMM log and console in it), and the directories for temporary files of the tools.
@@ -23,6 +22,13 @@ class Ended(NamedTuple):
     status: int
     stdout: str
     stderr: str
+
+
+class Workload(NamedTuple):
+    """What the host is given. image: its name in Podman's storage."""
+
+    image: str
+    annotations: dict[str, str]
 
 
 class PodmanRun:
@@ -86,26 +92,24 @@ class PodmanRun:
 
 
 @contextmanager
-def stub_image() -> Iterator[None]:
-    """An image without content for Podman, which insists on one and cannot pull an encrypted one."""
-    empty_archive = bytes(10240)
-    tools.run(["podman", "import", "--quiet", "-", STUB], stdin=empty_archive, show=False)
+def stub_image(program: str, reference: str) -> Iterator[str]:
+    """The name of an image without layers for Podman, which insists on one of its own and cannot pull
+    an encrypted one."""
+    name = tools.run([program, "image", "stub", "--tls-verify=false", reference]).strip()
     try:
-        yield
+        yield name
     finally:
-        tools.run(["podman", "rmi", "--force", STUB], show=False)
+        tools.run(["podman", "rmi", "--force", name], show=False)
 
 
 @contextmanager
-def podman_run(
-    runtime: str, directory: str, name: str, annotations: dict[str, str]
-) -> Iterator[PodmanRun]:
+def podman_run(runtime: str, directory: str, name: str, workload: Workload) -> Iterator[PodmanRun]:
     """`podman run` of the sealed image, ended and removed when the block is left."""
     cidfile = os.path.join(directory, f"{name}.cid")
     argv = ["podman", "--runtime", runtime, "run", "--rm", "--interactive", "--network", "none"]
-    for key, value in annotations.items():
+    for key, value in workload.annotations.items():
         argv += ["--annotation", f"{key}={value}"]
-    argv += [STUB, "/bin/app"]
+    argv += [workload.image]
     telling.command(argv)
     argv[4:4] = ["--cidfile", cidfile]
     run = PodmanRun(argv, cidfile)

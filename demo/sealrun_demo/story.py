@@ -92,14 +92,15 @@ def _tell(installation: Installation) -> None:
         image, private_key = _encrypt(side, layout, address)
         kbs = stack.enter_context(_key_broker(installation, directory))
         trusted = _entrust(installation, side, kbs, image, private_key)
-        annotations = trusted.annotations
         _remove_plain(side)
 
         telling.chapter("4. the host runs it, sealed")
-        stack.enter_context(host.stub_image())
+        sealrun = installation.program("sealrun")
+        stub = stack.enter_context(host.stub_image(sealrun, image.reference))
+        workload = host.Workload(stub, trusted.annotations)
         places = [*host.PLACES, directory]
         thief = refusals.Thief(kbs.url, kbs.authority, trusted.init_data.decode())
-        _sealed_run(installation, directory, annotations, plain, places=places, thief=thief)
+        _sealed_run(installation, directory, workload, plain, places=places, thief=thief)
         telling.tell("what the broker says about it:")
         telling.output(kbs.log())
 
@@ -107,7 +108,7 @@ def _tell(installation: Installation) -> None:
             _other_vms(installation, directory, kbs, trusted)
         telling.chapter("the last but one: without the key")
         kbs.remove(KEY_NAME)
-        _refused_run(installation, directory, annotations)
+        _refused_run(installation, directory, workload)
     telling.claim(not os.path.exists(directory), "the demonstration removed all it made")
     telling.chapter("the end")
     telling.tell("an encrypted image ran in a micro-VM, and only there was it ever plain")
@@ -168,7 +169,6 @@ def _entrust(
     else:
         kbs.allow(KEY_NAME, digest)
     annotations = {
-        "io.sealrun.image": image.reference,
         "io.sealrun.init-data": tools.run([sealrun, "init-data", init_data]).strip(),
     }
     return Trusted(annotations, text, image, references)
@@ -183,13 +183,13 @@ def _remove_plain(side: str) -> None:
 def _sealed_run(
     installation: Installation,
     directory: str,
-    annotations: dict[str, str],
+    workload: host.Workload,
     plain: secret.Secret,
     *,
     places: list[str],
     thief: refusals.Thief,
 ) -> None:
-    with host.podman_run(installation.runtime, directory, "sealed", annotations) as run:
+    with host.podman_run(installation.runtime, directory, "sealed", workload) as run:
         telling.tell("the VM boots, attests, fetches the key, pulls, verifies, decrypts, runs ...")
         up = run.wait_for_output("waiting for a line")
         if up:
@@ -217,8 +217,8 @@ def _sealed_run(
     _nothing_left(container)
 
 
-def _refused_run(installation: Installation, directory: str, annotations: dict[str, str]) -> None:
-    with host.podman_run(installation.runtime, directory, "refused", annotations) as run:
+def _refused_run(installation: Installation, directory: str, workload: host.Workload) -> None:
+    with host.podman_run(installation.runtime, directory, "refused", workload) as run:
         ended = run.finish()
         container = run.container
     telling.output(ended.stdout + ended.stderr)
