@@ -1,5 +1,6 @@
 """Images through the host's cache: each byte leaves the registry once, and none is believed."""
 
+import json
 import os
 import socket
 import subprocess
@@ -111,6 +112,7 @@ def test_the_second_sandbox_reads_no_byte_from_the_registry(image: Image, tmp_pa
         one.fetch = honest(image, cache, source)
         first = one(image.reference, image.policy())
         assert content(first.layers) == BIG + image.name.encode() + b"3"
+    wait(lambda: len(cache.entries()) == 5)  # and the manifest
     asked = image.requests()
     assert image.registry.requests(f"/v2/{image.name}/blobs") == 4  # three layers, a configuration
     with closing(upstream(image)) as source, puller(tmp_path / "two") as two:
@@ -159,6 +161,32 @@ def test_a_fill_that_fails_is_an_error_and_leaves_nothing(image: Image, tmp_path
         with pytest.raises(CacheFailed, match="beyond byte 0 of 10"):
             delivery.deliver(cache, source, unknown, far, print)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_skopeo_goes_when_nothing_is_wanted_of_it(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sealrun_runtime.cache.upstream.IDLE_SECONDS", 0.2)
+    largest = max(image.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
+    digest, size = f"sha256:{largest.parent.name}", largest.stat().st_size
+    with closing(upstream(image)) as source:
+        for _ in range(2):  # and comes back
+            chunks = source.blob(image.digest, digest, size)
+            first = next(chunks)
+            assert _skopeos()
+            assert first + b"".join(chunks) == largest.read_bytes()
+            wait(lambda: not _skopeos())
+
+
+def _skopeos() -> list[str]:
+    """Image proxies that are children of ours."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    names = [
+        Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        for pid in children
+        if Path(f"/proc/{pid}/cmdline").exists()
+    ]
+    return [name for name in names if "experimental-image-proxy" in name]
 
 
 HALF_FILLED = """
@@ -222,6 +250,29 @@ def test_a_full_disk_ends_the_delivery_and_leaves_nothing(image: Image, tmp_path
         assert cache.size() == 0
     finally:
         subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+@pytest.mark.parametrize("change", ["other", "short"])
+def test_what_a_registry_changed_gets_no_name_in_the_cache(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr("sealrun_runtime.cache.upstream.SECONDS", 2.0)
+    layer = json.loads(image.registry.blob(image.digest).read_bytes())["layers"][1]
+    file = image.registry.blob(layer["digest"])
+    file.write_bytes(bytes(layer["size"] if change == "other" else layer["size"] // 2))
+    cache = Cache(str(tmp_path / "cache"), 64 << 20)
+    blob = Blob(layer["digest"], layer["size"], image.digest)
+    said: list[str] = []
+    near, far = socket.socketpair()
+    with near, far, closing(upstream(image)) as source:
+        if change == "other":  # the guest will see it, too
+            delivery.deliver(cache, source, blob, far, said.append)
+        else:
+            with pytest.raises(CacheFailed, match="beyond byte"):
+                delivery.deliver(cache, source, blob, far, said.append)
+        wait(lambda: bool(said))
+    assert ("came as" in said[0]) is (change == "other")
+    wait(lambda: cache.size() == 0)
 
 
 # --- a host that lies --------------------------------------------------------------------------------

@@ -90,8 +90,6 @@ def _fill(cache: Cache, upstream: Upstream, blob: Blob, begun: threading.Event) 
         with closing(upstream.blob(blob.manifest, blob.digest, blob.size)) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
                 filling.write(chunk)
-                if filling.full:  # whoever has the last byte may end this process
-                    break
         filling.complete()
 
 

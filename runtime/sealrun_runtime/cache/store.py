@@ -50,11 +50,6 @@ class Filling:
         self._sha256 = hashlib.sha256()
         self._written = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether all bytes are there."""
-        return self._written == self._size
-
     def write(self, data: bytes) -> None:
         """Append. Raises CacheFailed for more bytes than the blob has, OSError."""
         self._written += len(data)

@@ -24,7 +24,8 @@ from sealrun_protocol import limits
 from sealrun_runtime.cache.store import CacheFailed
 
 SKOPEO: Final = "skopeo"
-SECONDS: Final = 60.0  # without a byte
+SECONDS: Final = 30.0  # without a byte: less than a guest waits for one
+IDLE_SECONDS: Final = 10.0  # that skopeo waits for another blob of the image
 CHUNK_BYTES: Final = 1 << 20
 _REPLY_BYTES: Final = 64 << 10
 _ERROR_CHARACTERS: Final = 400
@@ -49,6 +50,7 @@ class Upstream:
         self._options += [f"--authfile={authfile}"] if authfile else []
         self._lock = threading.Lock()
         self._proxy: _Proxy | None = None
+        self._users = self._uses = 0
 
     def manifest(self, version: str) -> bytes:
         """A manifest or index by tag or digest. Raises CacheFailed."""
@@ -81,6 +83,7 @@ class Upstream:
             if self._proxy is None:
                 self._proxy = _Proxy(self._options, self._reference(manifest))
             proxy = self._proxy
+            self._users += 1
         try:
             yield from proxy.blob(digest, size)
         except (CacheFailed, OSError):
@@ -89,6 +92,8 @@ class Upstream:
                     self._proxy = None
             proxy.close()
             raise
+        finally:
+            self._release()
 
     def close(self) -> None:
         """End skopeo."""
@@ -96,6 +101,22 @@ class Upstream:
             proxy, self._proxy = self._proxy, None
         if proxy is not None:
             proxy.close()
+
+    def _release(self) -> None:
+        """A blob has come, or never will. A sandbox lives for long after its last one."""
+        with self._lock:
+            self._users -= 1
+            self._uses += 1
+            if not self._users:
+                timer = threading.Timer(IDLE_SECONDS, self._close_if_idle, [self._uses])
+                timer.daemon = True
+                timer.start()
+
+    def _close_if_idle(self, uses: int) -> None:
+        with self._lock:
+            idle = not self._users and self._uses == uses
+        if idle:
+            self.close()
 
     def _reference(self, version: str) -> str:
         mark = "@" if version.startswith("sha256:") else ":"
@@ -134,8 +155,11 @@ class _Proxy:
         reply, pipe = self._ask("GetBlob", self._image, digest, size)
         if pipe is None:
             raise CacheFailed("skopeo gave no pipe")
+        left = size
         try:
-            while data := _read(pipe):
+            # skopeo ends the pipe when it is told to, whatever came of the copying.
+            while left and (data := _read(pipe, left)):
+                left -= len(data)
                 yield data
         finally:
             os.close(pipe)
@@ -170,10 +194,10 @@ class _Proxy:
         return reply, fds[0] if fds else None
 
 
-def _read(pipe: int) -> bytes:
+def _read(pipe: int, count: int) -> bytes:
     if not select.select([pipe], [], [], SECONDS)[0]:
         raise CacheFailed(f"the registry sent nothing for {SECONDS:.0f} s")
-    return os.read(pipe, CHUNK_BYTES)
+    return os.read(pipe, min(count, CHUNK_BYTES))
 
 
 def _message(stderr: bytes) -> str:
