@@ -105,7 +105,7 @@ def _tell(installation: Installation) -> None:
         telling.output(kbs.log())
 
         if installation.tpm:
-            _other_vms(installation, directory, kbs, trusted)
+            _other_vms(installation, directory, kbs, trusted, workload)
         telling.chapter("the last but one: without the key")
         kbs.remove(KEY_NAME)
         _refused_run(installation, directory, workload)
@@ -231,27 +231,32 @@ def _refused_run(installation: Installation, directory: str, workload: host.Work
 
 
 def _other_vms(
-    installation: Installation, directory: str, kbs: broker.Broker, trusted: Trusted
+    installation: Installation,
+    directory: str,
+    kbs: broker.Broker,
+    trusted: Trusted,
+    workload: host.Workload,
 ) -> None:
     """VMs that are another one than the tenant's, one after the other."""
-    annotations, image = trusted.annotations, trusted.image.digest
+    image = trusted.image.digest
     digest = hashlib.sha256(trusted.init_data).hexdigest()
 
     telling.chapter("5. a VM that booted something else: PCR 9 is not what the broker expects")
     kbs.expect("tpm_pcr09", ["00" * 32])
-    _refused_run(installation, directory, annotations)
+    _refused_run(installation, directory, workload)
     _reason(kbs, "PCR 9 is not among the reference values tpm_pcr09")
     kbs.expect("tpm_pcr09", trusted.references["tpm_pcr09"])
 
     telling.chapter("6. a host that changes the init-data")
     telling.tell("it adds a comment, so that everything in it means the same")
     changed = base64.b64encode(trusted.init_data + b"# changed\n").decode()
-    _refused_run(installation, directory, {**annotations, "io.sealrun.init-data": changed})
+    annotations = {**workload.annotations, "io.sealrun.init-data": changed}
+    _refused_run(installation, directory, workload._replace(annotations=annotations))
     _reason(kbs, "its init-data is another one")
 
     telling.chapter("7. a key that is for another image")
     kbs.allow_tpm(KEY_NAME, digest, f"sha256:{'0' * 64}")
-    _refused_run(installation, directory, annotations)
+    _refused_run(installation, directory, workload)
     _reason(kbs, "it pulled another image")
     kbs.allow_tpm(KEY_NAME, digest, image)
 
