@@ -10,6 +10,7 @@ from sealrun_protocol import init_data
 from sealrun_agent.container.surroundings import Images, Shares
 from sealrun_agent.dial import Dial
 from sealrun_agent.policy import Policy
+from sealrun_agent.processes import Processes
 from sealrun_agent.vault import Vault
 
 
@@ -29,7 +30,7 @@ class Machine(NamedTuple):
     bind: Callable[[init_data.InitData], None]
     set_hostname: Callable[[str], None]
     set_clock: Callable[[int], None]
-    images: Callable[[Policy], Images]
+    images: Callable[[Policy, Processes], Images]
     shares: Shares
     evidence: Callable[[init_data.InitData, bytes], bytes]
     take_added: Callable[[], int]

@@ -6,9 +6,11 @@ encrypted needs keys, keys need the tenant's broker, the broker wants evidence.
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sealrun_protocol.errors import ErrorCode, Phase
@@ -25,6 +27,7 @@ from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.store import Store
 from sealrun_agent.machine import Machine
 from sealrun_agent.policy import Policy
+from sealrun_agent.processes import Processes
 from sealrun_agent.shared_tree import SharedTree
 from sealrun_agent.vault import Vault
 from sealrun_agent.wipe import wipe
@@ -45,7 +48,7 @@ def machine() -> Machine:
         bind=choice.bind,
         set_hostname=socket.sethostname,
         set_clock=set_clock,
-        images=lambda policy: RegistryImages(policy, f"{_DIRECTORY}/images", choice),
+        images=lambda policy, processes: RegistryImages(policy, choice, partial(_store, processes)),
         shares=SharedTree(f"{_DIRECTORY}/host"),
         evidence=choice.evidence,
         vault=lambda init_data, dial: Vault(init_data, choice, dial),
@@ -53,6 +56,16 @@ def machine() -> Machine:
         load_drivers=boot.load_drivers,
         take_added=_take_added,
     )
+
+
+def _store(processes: Processes) -> Store:
+    """On the scratch disk where the VM has one, else in memory. Raises PullError."""
+    from sealrun_agent import scratch
+
+    directory = f"{_DIRECTORY}/images"
+    if disk := scratch.find():
+        scratch.mount(disk, directory, processes)
+    return Store(directory)
 
 
 def _take_added() -> int:
@@ -70,11 +83,21 @@ def set_clock(host_time: int) -> None:
 class RegistryImages:
     """Images of the host's choice, as far as the tenant allows it."""
 
-    def __init__(self, policy: Policy, directory: str, choice: Choice) -> None:
-        """directory: on a file system that can be overlayfs's upper layer."""
+    def __init__(self, policy: Policy, choice: Choice, make_store: Callable[[], Store]) -> None:
+        """make_store: called once, before the first image is pulled; raises PullError."""
         self._policy = policy
         self._choice = choice
-        self._store = Store(directory)
+        self._make_store = make_store
+        self._made: Store | None = None
+        self._making = threading.Lock()
+
+    @property
+    def _store(self) -> Store:
+        """Raises PullError."""
+        with self._making:
+            if self._made is None:
+                self._made = self._make_store()
+            return self._made
 
     def prepare(self, order: Order) -> Rootfs:
         """Pull, check, decrypt, unpack and mount, or take what the host shares. Raises AgentError."""
@@ -111,7 +134,8 @@ class RegistryImages:
 
     def release(self, container: str) -> None:
         """Unmount and remove. Raises StartError."""
-        self._store.unmount(container)
+        if self._made is not None:
+            self._store.unmount(container)
 
     def _shared(self, order: Order) -> str:
         """A root that the host shares. One that is to be read only is so on the host too; what a

@@ -256,7 +256,7 @@ class Service:
             streams=self._streams,
             tunnels=self._tunnels,
             crun=Crun(self._processes, f"{machine.directory}/crun", machine.crun_options),
-            images=machine.images(policy),
+            images=machine.images(policy, self._processes),
             shares=machine.shares,
             namespaces=namespaces,
             directory=f"{machine.directory}/containers",

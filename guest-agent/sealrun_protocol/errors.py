@@ -57,6 +57,7 @@ class ErrorCode(StrEnum):
     IMAGE_NOT_FOUND = "image-not-found"
     PLATFORM_NOT_FOUND = "platform-not-found"
     NO_SPACE = "no-space"
+    SCRATCH_UNUSABLE = "scratch-unusable"
     # verify
     IMAGE_NOT_ALLOWED = "image-not-allowed"
     IMAGE_NOT_SIGNED = "image-not-signed"
@@ -198,7 +199,13 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ),
     ErrorCode.NO_SPACE: ErrorInfo(
         "the guest has no space left",
-        "give the VM more memory (vm.memory in sealrun.toml or io.sealrun.memory)",
+        "give the VM a larger scratch disk (vm.scratch in sealrun.toml or io.sealrun.scratch), or more "
+        "memory where it has none",
+    ),
+    ErrorCode.SCRATCH_UNUSABLE: ErrorInfo(
+        "the guest cannot use its scratch disk",
+        "look at the VM's console and the space in vm.scratch_directory, or set vm.scratch to 0 in "
+        "sealrun.toml",
     ),
     ErrorCode.IMAGE_NOT_ALLOWED: ErrorInfo(
         "the init-data does not allow this image",

@@ -54,11 +54,26 @@ class VmSettings(Section, frozen=True, kw_only=True):
         Meta(
             ge=128,
             le=1 << 22,
-            description="Memory in MiB; the image is unpacked into it. Without a TEE the "
-            "containers' memory limits are added to it",
+            description="Memory in MiB; without a scratch disk the image is unpacked into it. Without "
+            "a TEE the containers' memory limits are added to it",
             extra={"annotation": "io.sealrun.memory"},
         ),
     ] = 1024
+    scratch: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 24,
+            description="Size in MiB of the disk that holds images and what containers write; the guest "
+            "encrypts it by a key of its own. It takes space on the host as it is written. 0: none, all "
+            "of that is in the VM's memory",
+            extra={"annotation": "io.sealrun.scratch"},
+        ),
+    ] = 10240
+    scratch_directory: Annotated[
+        Directory,
+        Meta(description="Where the host keeps these disks, as files that have no name"),
+    ] = "/var/tmp"
     max_cpus: Annotated[
         int,
         Meta(ge=0, le=256, description="What a VM without a TEE may grow to; 0: the host's CPUs"),

@@ -30,6 +30,7 @@ from sealrun_agent.container.surroundings import Order, Rootfs
 from sealrun_agent.errors import AttestError, DialFailed, PullError, VerifyError
 from sealrun_agent.machine import Machine
 from sealrun_agent.policy import Policy
+from sealrun_agent.processes import Processes
 from sealrun_agent.service import serve
 from sealrun_agent.shared_tree import SharedTree
 from sealrun_agent.vault import Vault
@@ -71,7 +72,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 class BusyboxImages:
     """Root file systems made of this machine's busybox."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, _processes: Processes) -> None:
         self._policy = policy
 
     def prepare(self, order: Order) -> Rootfs:

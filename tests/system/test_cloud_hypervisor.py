@@ -7,14 +7,16 @@ that QEMU emulates with KVM in it, on this host's own files, and runs this file 
 
 import asyncio
 import dataclasses
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import hypervisor_cases, oci
+from fixtures import hypervisor_cases, netns, oci
 from fixtures.outer_machine import OuterMachine
 from sealrun_vmm import assets, cmdline, kvm
 from sealrun_vmm.cloud_hypervisor import landlock
@@ -31,6 +33,7 @@ from system.test_lifecycle import (  # noqa: F401 - they are collected here
     test_limits_are_changed_while_it_runs,
     test_programs_are_executed_in_a_running_container,
     test_run_passes_stdio_and_the_exit_code,
+    wait_for_output,
 )
 from system.test_vm_life import (  # noqa: F401 - they are collected here
     SETTINGS,
@@ -167,3 +170,58 @@ def test_the_state_names_it(runtime: oci.Runtime, make) -> None:
     state = runtime.state("c1")
     assert state is not None
     assert state["annotations"]["io.sealrun.vmm"] == "cloud-hypervisor/kvm"
+
+
+def test_it_has_the_networks_of_its_namespace_and_follows_them(runtime: oci.Runtime, make) -> None:
+    with netns.pair() as (inside, outside):
+        inside("ip address add 10.1.1.2/24 dev eth0")
+        outside("ip address add 10.1.1.1/24 dev far")
+        bundle = make("sleep 1000")
+        linux = oci.read(bundle)["linux"]
+        own = [one for one in linux["namespaces"] if one["type"] != "network"]
+        own.append({"type": "network", "path": inside.path})
+        runtime.run(oci.edit(bundle, {"linux": linux | {"namespaces": own}}))
+
+        def reached(address: str) -> bool:
+            ping = ("busybox", "ping", "-c", "3", "-w", "60", address)
+            return runtime("exec", "--cap", "CAP_NET_RAW", "c1", *ping).ok
+
+        assert reached("10.1.1.1")
+        netns.connect(inside, "eth1", outside, "far1")
+        inside("ip address add 10.1.2.2/24 dev eth1")
+        outside("ip address add 10.1.2.1/24 dev far1")
+        _wait(lambda: reached("10.1.2.1"))
+        inside("ip link delete eth1")
+        _wait(lambda: not runtime("exec", "c1", "busybox", "ip", "link", "show", "eth1").ok)
+        assert reached("10.1.1.1")
+        assert runtime("delete", "--force", "c1").ok
+        assert not inside.redirected("eth0")
+
+
+def _wait(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + hypervisor_cases.SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_its_tpm_is_the_guests(
+    operator_settings: Callable[[str], None], runtime: oci.Runtime, make, tmp_path: Path
+) -> None:
+    """The emulator's socket, a TPM in the guest, and a quote of it; no firmware measured the boot."""
+    bare = str(landlock.obstacle() is not None).lower()
+    operator_settings(
+        f'tee = "tpm"\n{SETTINGS}driver = "cloud-hypervisor"\ncloud_hypervisor = "{BINARY}"\n'
+        f'insecure_no_landlock = {bare}\ninsecure_unmeasured_boot = true\ntpm_state = "{tmp_path}/seeds"\n'
+    )
+    bundle = make("cat /sys/class/tpm/tpm0/pcr-sha256/8; echo end; sleep 1000")
+    output = runtime.run(bundle)
+    wait_for_output(output, b"end")
+    assert len(output.read_bytes().split()[0]) == 64
+    evidence = tmp_path / "evidence.json"
+    done = runtime("attest", "--no-verify", "--output", str(evidence), "c1")
+    assert done.ok, done.stderr
+    assert json.loads(evidence.read_text())["tee"] == "tpm"
+    state = runtime.state("c1")
+    assert state is not None
+    assert state["annotations"]["io.sealrun.tee"] == "tpm"

@@ -51,6 +51,11 @@ class Share:
     tag: str
 
 
+SCRATCH_SERIAL = "scratch"
+"""By which the guest finds its scratch disk."""
+NO_SCRATCH = -1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSpec:
     """One VM. All paths are absolute, but for `channel`, `console` and sockets, which are names in
@@ -61,6 +66,8 @@ class VmSpec:
     it cannot grow.
     channel: the unix socket on which the shim's ZeroMQ ROUTER listens before the VM starts.
     console: file that receives the serial console, kept for post-mortem.
+    scratch: the descriptor of an open, writable file, without a name perhaps, that is the disk which the
+        guest encrypts and loses with its end. The VMM inherits it. No TEE measures it.
     later_nics: how many more may be plugged in while the VM runs, where that takes preparation.
     landlock: a VMM that can confine itself to its own files by Landlock must.
     firmware: absolute path of the firmware that takes kernel, initrd and cmdline from the VMM and
@@ -83,6 +90,7 @@ class VmSpec:
     channel: str = "channel.sock"
     console: str = "console.log"
     disks: tuple[Disk, ...] = ()
+    scratch: int = NO_SCRATCH
     nics: tuple[Nic, ...] = ()
     later_nics: int = 0
     shares: tuple[Share, ...] = ()

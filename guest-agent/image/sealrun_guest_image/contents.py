@@ -17,11 +17,12 @@ PACKAGES: Final = (
     "libpython3.11-minimal",  # the part of the standard library that starts it
     "libpython3.11-stdlib",  # the rest: ssl, http, ctypes, tarfile, …
     "crun",  # runs the container
+    "e2fsprogs",  # makes the file system of the scratch disk
     "ca-certificates",  # public CAs, for registries and brokers
     "libstdc++6",  # pyzmq's libzmq needs it, and no Debian package in this list does
 )
 
-PROGRAMS: Final = ("usr/bin/python3.11", "usr/bin/crun")
+PROGRAMS: Final = ("usr/bin/python3.11", "usr/bin/crun", "usr/sbin/mke2fs")
 """Files taken whole; their shared libraries follow by themselves."""
 
 LOADED_BY_NAME: Final = ("libgcc_s.so.1",)
@@ -39,7 +40,11 @@ MODULES: Final = {
     "virtio-3": ("virtio_console",),
     "virtio-19": ("vmw_vsock_virtio_transport",),
     "virtio-1": ("virtio_net",),
-    "virtio-2": ("virtio_blk",),
+    # the scratch disk's encryption asks for ciphers by name, and the guest has no modprobe
+    "virtio-2": (
+        *("virtio_blk", "dm_integrity", "dm_crypt", "ghash_generic", "ctr", "gcm"),
+        *("aesni_intel", "ghash_clmulni_intel"),
+    ),
     "virtio-4": ("virtio_rng",),
     "virtio-5": ("virtio_balloon",),
     "virtio-24": ("virtio_mem",),

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sealrun_vmm.errors import HostUnfit as VmmHostUnfit
 from sealrun_vmm.errors import SpecRefused, VmmError
+from sealrun_vmm.spec import NO_SCRATCH
 
 from sealrun_runtime import handover as handing
 from sealrun_runtime import leftovers
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import log as logging
-from sealrun_runtime.shim import network, placement, tpm
+from sealrun_runtime.shim import network, placement, scratch, tpm
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
@@ -117,10 +118,13 @@ async def _launch(
     """Raises ShimError."""
     attendants: list[Attendant] = []
     tree = None
+    disk = NO_SCRATCH
     try:
         name, driver, spec = planner(handover)
         if place is not None:
             spec = replace(spec, nics=place.nics)
+        disk = scratch.make(handover.config.vm)
+        spec = replace(spec, scratch=disk)
         channel = _listen(spec.channel)
         for share in spec.shares:
             tree = SharedTree.serve(share.socket, directory)
@@ -134,6 +138,9 @@ async def _launch(
         await _dismiss(attendants)
         unfit = isinstance(error, VmmHostUnfit | SpecRefused)
         raise (HostUnfit if unfit else VmmFailed)(str(error), remedy=error.remedy) from error
+    finally:
+        if disk != NO_SCRATCH:
+            os.close(disk)
     log.info("launched the VM, pid %d", machine.pid)
     # Only now: the VMM would inherit it.
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))

@@ -40,9 +40,10 @@ SPECS = {
         max_cpus=4,
         max_memory_mib=4100,
         disks=(
-            Disk(path="/var/lib/a,b.img", serial="scratch", readonly=False),
+            Disk(path="/var/lib/a,b.img", serial="data", readonly=False),
             Disk(path="/var/lib/c.img", serial="layer", readonly=True),
         ),
+        scratch=5,
         nics=(Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),),
         later_nics=2,
         shares=(Share(socket="share.sock", tag="bundle"),),

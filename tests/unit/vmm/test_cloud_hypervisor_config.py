@@ -31,9 +31,10 @@ EVERYTHING = dataclasses.replace(
     max_memory_mib=4100,
     cmdline=cmdline.growing(PLAIN.cmdline),
     disks=(
-        Disk(path="/var/lib/a,b.img", serial="scratch", readonly=False),
+        Disk(path="/var/lib/a,b.img", serial="data", readonly=False),
         Disk(path="/var/lib/c.img", serial="layer", readonly=True),
     ),
+    scratch=5,
     nics=(
         Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),
         Nic(tap_fd=8, mac="02:00:00:00:00:02", mtu=1500),

@@ -223,7 +223,7 @@ def test_the_calls_in_their_order_with_open_taps(boot, tmp_path: Path) -> None:
         ("PUT", "vm.boot", 0),
         ("PUT", "vmm.shutdown", 0),
     ]
-    assert json.loads(calls[3][2]) == {"id": "nic1", "mac": "02:00:00:00:00:02", "mtu": 1500}
+    assert json.loads(calls[3][2]) == {"id": "nic1", "mac": "02:00:00:00:00:02"}
 
 
 def test_something_else_than_a_tap(boot) -> None:

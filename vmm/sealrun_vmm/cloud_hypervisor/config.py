@@ -14,7 +14,16 @@ from sealrun_protocol.messages import CHANNEL_VSOCK_PORT
 from sealrun_vmm import growth
 from sealrun_vmm.cloud_hypervisor import confidential
 from sealrun_vmm.errors import SpecRefused
-from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
+from sealrun_vmm.spec import (
+    NO_SCRATCH,
+    SCRATCH_SERIAL,
+    Accelerator,
+    Disk,
+    Nic,
+    Share,
+    Tee,
+    VmSpec,
+)
 
 VSOCK: Final = "vsock.sock"
 GUEST_SOCKET: Final = f"{VSOCK}_{CHANNEL_VSOCK_PORT}"  # where the VMM connects the agent to
@@ -62,8 +71,13 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
     if spec.tee is Tee.NONE:
         # It never takes memory; by it the guest gives back what it does not use.
         config["balloon"] = {"id": "balloon", "size": 0, "free_page_reporting": True}
-    if spec.disks:
-        config["disks"] = _numbered(_disk, spec.disks)
+    disks = _numbered(_disk, spec.disks)
+    if spec.scratch != NO_SCRATCH:
+        path = f"/proc/self/fd/{spec.scratch}"
+        scratch = Disk(path=path, serial=SCRATCH_SERIAL, readonly=False)
+        disks.append(_disk(0, scratch) | {"id": "scratch"})
+    if disks:
+        config["disks"] = disks
     if spec.shares:
         config["fs"] = _numbered(_share, spec.shares)
     return config
@@ -78,8 +92,11 @@ def _memory(spec: VmSpec) -> dict[str, Any]:
 
 
 def net_config(name: str, nic: Nic) -> dict[str, Any]:
-    """The NetConfig of vm.add-net for a tap whose descriptor goes with the call."""
-    return {"id": name, "mac": nic.mac, "mtu": nic.mtu}
+    """The NetConfig of vm.add-net for a tap whose descriptor goes with the call.
+
+    Without its MTU, which the VMM would set by the tap's name in its own network namespace; the guest
+    sets that of the interface itself."""
+    return {"id": name, "mac": nic.mac}
 
 
 def _numbered(render: Any, devices: Sequence[Any]) -> list[dict[str, Any]]:

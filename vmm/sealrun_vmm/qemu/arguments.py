@@ -10,7 +10,16 @@ from sealrun_protocol.messages import CHANNEL_PORT_NAME
 
 from sealrun_vmm import growth
 from sealrun_vmm.qemu import confidential
-from sealrun_vmm.spec import Accelerator, Disk, Nic, Share, Tee, VmSpec
+from sealrun_vmm.spec import (
+    NO_SCRATCH,
+    SCRATCH_SERIAL,
+    Accelerator,
+    Disk,
+    Nic,
+    Share,
+    Tee,
+    VmSpec,
+)
 
 GROWTH = "growth"  # the virtio-mem device, and its memory
 NO_CONTROL = -1
@@ -45,6 +54,7 @@ def arguments(binary: str, spec: VmSpec, control: int = NO_CONTROL) -> list[str]
     command += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-pci,rng=rng,{_MODERN}"]
     for index, disk in enumerate(spec.disks):
         command += _disk(index, disk)
+    command += _scratch(spec)
     for index, nic in enumerate(spec.nics):
         command += _nic(index, nic)
     for index, share in enumerate(spec.shares):
@@ -103,6 +113,17 @@ def _disk(index: int, disk: Disk) -> list[str]:
     protocol = f"file.driver=file,file.filename={_file(disk.path)}"
     device = f"virtio-blk-pci,drive=disk{index},serial={_value(disk.serial)},{_MODERN}"
     return ["-blockdev", f"{node},{protocol}", "-device", device]
+
+
+def _scratch(spec: VmSpec) -> list[str]:
+    """Nobody reads it after the VM, so the host's disk need not be waited for; an error of it, a full
+    one included, is told to the guest instead of stopping the VM."""
+    if spec.scratch == NO_SCRATCH:
+        return []
+    file = f"file.driver=file,file.filename=/proc/self/fd/{spec.scratch}"
+    node = f"driver=raw,node-name=scratch,{file},cache.no-flush=on,discard=unmap"
+    device = f"virtio-blk-pci,drive=scratch,serial={SCRATCH_SERIAL},werror=report,rerror=report"
+    return ["-blockdev", node, "-device", f"{device},{_MODERN}"]
 
 
 def _nic(index: int, nic: Nic) -> list[str]:

@@ -1,0 +1,130 @@
+"""The sandbox's scratch disk: what the host gives as a sparse file, and what the guest makes of it.
+
+    /dev/vdX        the host's file; it may read it, and change it whenever it likes
+    dm-integrity    a tag of 28 bytes beside each sector of 4 KiB
+    dm-crypt        AES-256-GCM by a random key that only this kernel has, a new random nonce for each write
+    ext4            without a journal: nothing outlives the VM
+
+So the host sees neither contents nor names, and a sector that it changed, or moved, is an I/O error, never
+other bytes. What it can do: see which sectors are written and when, lose them, and put back what an earlier write
+left in the same sector.
+
+Nothing is wiped beforehand: a sector that was never written has no valid tag, and reading it is an error.
+mke2fs and ext4 write before they read, as long as nobody initialises inode tables in the background.
+"""
+
+import os
+import signal
+import struct
+from typing import Final
+
+from sealrun_protocol.errors import ErrorCode
+
+from sealrun_agent import device_mapper
+from sealrun_agent.device_mapper import SECTOR, Target
+from sealrun_agent.errors import PullError
+from sealrun_agent.image import syscall
+from sealrun_agent.processes import Processes
+
+SERIAL: Final = "scratch"  # of the virtio-blk device, as the host's driver calls it
+BLOCK: Final = 4096  # bytes that are encrypted as one
+KEY_BYTES: Final = 32
+
+_BLOCKS: Final = "/sys/block"
+_NONCE, _TAG = 12, 16  # of AES-GCM
+_TAG_BYTES: Final = _NONCE + _TAG
+_INTEGRITY, _SCRATCH = "scratch-integrity", "scratch"
+_MAGIC: Final = b"integrt\0"
+_SUPERBLOCK: Final = struct.Struct("<8sBBHIQ")  # drivers/md/dm-integrity.c: struct superblock
+_MKFS: Final = "/usr/sbin/mke2fs"
+_FEATURES: Final = (
+    "none,extent,filetype,flex_bg,sparse_super2,large_file,huge_file,dir_index,dir_nlink,extra_isize,"
+    "ext_attr,ea_inode,uninit_bg,64bit"
+)
+_EXTENDED: Final = "num_backup_sb=0,nodiscard,lazy_itable_init=1"
+_BYTES_PER_INODE: Final = 8192
+_MKFS_SECONDS: Final = 60.0
+_ERASED: Final = 1 << 20  # bytes at both ends, where programs look for file systems
+
+
+def find(directory: str = _BLOCKS) -> str:
+    """The node of the disk; empty where the VM has none."""
+    for name in sorted(os.listdir(directory)):
+        try:
+            with open(f"{directory}/{name}/serial", encoding="ascii", errors="replace") as stream:
+                if stream.read().strip("\0\n ") == SERIAL:
+                    return f"/dev/{name}"
+        except OSError:
+            continue  # no virtio-blk device
+    return ""
+
+
+def mount(disk: str, target: str, processes: Processes) -> None:
+    """Make the disk an empty file system at the new directory `target`. Raises
+    PullError(SCRATCH_UNUSABLE)."""
+    try:
+        plain = _open(disk)
+        _format(plain, processes)
+        os.makedirs(target, 0o700)
+        syscall.mount(plain, target, "ext4", 0, "noinit_itable,errors=remount-ro")
+        os.rmdir(f"{target}/lost+found")
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise PullError(
+            ErrorCode.SCRATCH_UNUSABLE, f"cannot use the scratch disk: {cause}"
+        ) from error
+
+
+def integrity(disk: str, length: int) -> Target:
+    """Room for tags (admin-guide/device-mapper/dm-integrity.rst): D, since without a journal a crash
+    leaves sectors without their tags, and a crash is the end of this disk."""
+    options = f"3 block_size:{BLOCK} journal_sectors:128 fix_padding"
+    return Target(length, "integrity", f"{disk} 0 {_TAG_BYTES} D {options}".encode())
+
+
+def encryption(below: str, length: int, key: bytes) -> Target:
+    """Encryption over those tags (admin-guide/device-mapper/dm-crypt.rst)."""
+    options = f"2 integrity:{_TAG_BYTES}:aead sector_size:{BLOCK}"
+    words = f"capi:gcm(aes)-random {key.hex()} 0 {below} 0 {options}"
+    return Target(length, "crypt", words.encode())
+
+
+def usable_sectors(superblock: bytes) -> int:
+    """What dm-integrity found room for, from the disk's first bytes. Raises OSError."""
+    magic, _, _, _, _, sectors = _SUPERBLOCK.unpack_from(superblock)
+    if magic != _MAGIC:
+        raise OSError(0, "it has no superblock of dm-integrity")
+    return int(sectors) // (BLOCK // SECTOR) * (BLOCK // SECTOR)
+
+
+def _open(disk: str) -> str:
+    """The node of the plain disk. Raises OSError."""
+    # What fits is known to the kernel once it has laid the disk out.
+    device_mapper.create(_INTEGRITY, integrity(disk, BLOCK // SECTOR))
+    device_mapper.remove(_INTEGRITY)
+    with open(disk, "rb", buffering=0) as stream:
+        length = usable_sectors(stream.read(BLOCK))
+    below = device_mapper.create(_INTEGRITY, integrity(disk, length))
+    return device_mapper.create(_SCRATCH, encryption(below, length, os.urandom(KEY_BYTES)))
+
+
+def _format(device: str, processes: Processes) -> None:
+    """Raises OSError."""
+    with open(device, "r+b", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        for place in (0, max(0, size - _ERASED)):
+            stream.seek(place)
+            stream.write(bytes(min(_ERASED, size)))
+    command = [_MKFS, "-q", "-F", "-F", "-t", "ext4", "-b", str(BLOCK), "-m", "0", "-O", _FEATURES]
+    command += ["-i", str(_BYTES_PER_INODE), "-E", _EXTENDED, device]
+    with open(os.devnull, "rb") as null, open(os.memfd_create("mke2fs"), "w+b") as said:
+        child = processes.spawn(command, {}, (null.fileno(), said.fileno(), said.fileno()))
+        code = child.wait(_MKFS_SECONDS)
+        if code is None:
+            child.signal(signal.SIGKILL)
+            raise OSError(0, f"mke2fs did not end within {_MKFS_SECONDS:g} s")
+        if code != 0:
+            said.seek(0)
+            lines = said.read(4096).decode(errors="replace").split("\n")
+            words = [line for line in lines if line.strip()]
+            raise OSError(0, f"mke2fs: {words[-1] if words else 'it gave no reason'}")
