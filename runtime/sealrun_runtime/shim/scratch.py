@@ -3,7 +3,9 @@
 Nothing has to remove it: it goes with the last process that has it open, whatever ends that.
 """
 
+import errno
 import os
+import secrets
 from typing import Final
 
 from sealrun_vmm.errors import HostUnfit, SpecRefused
@@ -11,7 +13,7 @@ from sealrun_vmm.spec import NO_SCRATCH
 
 from sealrun_runtime.settings import VmSettings
 
-LEAST_MIB: Final = 64
+LEAST_MIB: Final = 16
 _MIB: Final = 1 << 20
 
 
@@ -27,7 +29,7 @@ def make(settings: VmSettings) -> int:
         )
     place = settings.scratch_directory
     try:
-        file = os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        file = _nameless(place)
         try:
             os.truncate(file, settings.scratch * _MIB)
         except OSError:
@@ -38,4 +40,19 @@ def make(settings: VmSettings) -> int:
             f"cannot make a scratch disk of {settings.scratch} MiB in {place}: {error.strerror}",
             remedy="set vm.scratch_directory in sealrun.toml to a directory on a disk with space",
         ) from error
+    return file
+
+
+def _nameless(place: str) -> int:
+    """Raises OSError."""
+    try:
+        return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    # As on overlayfs before Linux 6.3: a name for a moment. A shim that is killed in it leaves no more than
+    # an empty file.
+    path = os.path.join(place, f"sealrun-scratch-{secrets.token_hex(16)}")
+    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
     return file

@@ -1,5 +1,6 @@
 """The file that becomes a sandbox's scratch disk."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,7 +11,19 @@ from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import NO_SCRATCH
 
 
-def test_it_is_sparse_private_and_has_no_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("supported", [True, False])
+def test_it_is_sparse_private_and_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    if not supported:  # as overlayfs of older kernels
+        real = os.open
+
+        def refuse(path: str, flags: int, mode: int = 0o777) -> int:
+            if flags & os.O_TMPFILE == os.O_TMPFILE:
+                raise OSError(errno.EOPNOTSUPP, "not supported")
+            return real(path, flags, mode)
+
+        monkeypatch.setattr(os, "open", refuse)
     file = scratch.make(VmSettings(scratch=4096, scratch_directory=str(tmp_path)))
     try:
         status = os.fstat(file)
@@ -38,5 +51,5 @@ def test_what_cannot_be_made_is_told_with_its_size_and_place(tmp_path: Path) -> 
         == f"cannot make a scratch disk of 100 MiB in {place}: No such file or directory"
     )
     assert "vm.scratch_directory" in unfit.value.remedy
-    with pytest.raises(SpecRefused, match="of 63 MiB: it needs 64 MiB"):
-        scratch.make(VmSettings(scratch=63, scratch_directory=str(tmp_path)))
+    with pytest.raises(SpecRefused, match="of 15 MiB: it needs 16 MiB"):
+        scratch.make(VmSettings(scratch=15, scratch_directory=str(tmp_path)))
