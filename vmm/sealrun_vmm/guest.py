@@ -3,12 +3,13 @@
 import os
 from typing import Final
 
-from sealrun_vmm import kernel, process
+from sealrun_vmm import growth, kernel, process
 from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import VmSpec
 
 _KERNEL_MIB: Final = 92  # measured: 176 MiB boots with an initrd of 42 MiB, 168 does not
 _FIRMWARE_MIB: Final = 64  # measured, OVMF: 288 MiB boots with an initrd of 42 MiB, 256 does not
+_BOUNCE_MIB: Final = 64  # which the kernel sets aside where memory can come to lie above 4 GiB
 _CONSOLE_TAIL_BYTES: Final = 16 << 10
 _FAILURES: Final = (
     "sealrun-agent: boot failed: ",
@@ -45,7 +46,8 @@ def least_memory_mib(spec: VmSpec) -> int:
     nobody would guess, and the firmware offers a shell."""
     initrd = os.path.getsize(spec.initrd)
     if not spec.firmware:
-        return 2 * initrd // 2**20 + _KERNEL_MIB
+        bounce = _BOUNCE_MIB if growth.room_mib(spec) else 0
+        return 2 * initrd // 2**20 + _KERNEL_MIB + bounce
     given = initrd + os.path.getsize(spec.kernel)
     return (2 * initrd + given) // 2**20 + _KERNEL_MIB + _FIRMWARE_MIB
 
