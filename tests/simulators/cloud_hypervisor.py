@@ -24,7 +24,6 @@ is wanted, words separated by blanks; CALL is a call's name as "vm.boot":
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import selectors
@@ -49,9 +48,8 @@ from simulators.simulated_guest import Guest  # noqa: E402
 
 OPTIONS = {"--api-socket": 1, "--event-monitor": 1, "--seccomp": 1, "-v": 0}
 GETS = ("vmm.ping", "vm.info", "vm.counters")
-WITH_BODY = ("vm.create", "vm.add-net", "vm.resize")
-DEVICES = "Error from device manager"
-TUNGETIFF = 0x800454D2  # linux/if_tun.h
+WITH_BODY = ("vm.create", "vm.add-net", "vm.remove-device", "vm.resize")
+DEVICES = rules.DEVICES
 FAILURES = {
     "vm.create": "The VM could not be created",
     "vm.boot": "The VM could not boot",
@@ -61,6 +59,7 @@ FAILURES = {
     "vm.resize": "The VM could not be resized",
     "vm.shutdown": "The VM could not shutdown",
     "vm.add-net": "The network device could not be added to the VM",
+    "vm.remove-device": "The device could not be removed from the VM",
 }
 
 
@@ -113,14 +112,25 @@ class Vmm:
             raise Refusal(500, "VM is already created")
         self.config = config
 
-    def vm_add_net(self, config: Any, descriptors: list[int]) -> None:
+    def vm_add_net(self, config: Any, descriptors: list[int]) -> Any:
         wanted = self._created()
-        if self.guest is not None:
-            raise Refusal(500, "the simulator adds devices before the boot only")
         changed = {**wanted, "net": [*wanted.get("net", []), config]}
         rules.validate(changed)
+        if self.guest is not None:
+            for tap in descriptors:
+                rules.take_tap(tap, config)
         self._taps += descriptors
         self.config = changed
+        return None if self.guest is None else {"id": config["id"], "bdf": "0000:00:08.0"}
+
+    def vm_remove_device(self, argument: Any, _: list[int]) -> None:
+        """Of a running VM only network devices are taken out here."""
+        self._running()
+        wanted = self._created()
+        kept = [one for one in wanted.get("net", []) if one["id"] != argument["id"]]
+        if len(kept) == len(wanted.get("net", [])):
+            raise Refusal(404, DEVICES, f"No device with id {argument['id']}")
+        self.config = {**wanted, "net": kept}
 
     def vm_boot(self, _: Any, __: list[int]) -> None:
         if self.guest is not None or self.half_booted:
@@ -234,17 +244,10 @@ class Vmm:
         return self.guest
 
     def _boot(self, config: dict[str, Any]) -> None:
-        for tap in self._taps:
-            try:
-                fcntl.ioctl(tap, TUNGETIFF, bytearray(40))
-            except OSError as error:
-                raise Refusal(
-                    500,
-                    DEVICES,
-                    "Cannot create virtio-net device",
-                    "Using existing tap",
-                    str(error),
-                ) from error
+        for tap, network in zip(self._taps, config.get("net", []), strict=True):
+            rules.take_tap(tap, network)
+        if "tpm" in config:
+            rules.find_tpm(config["tpm"]["socket"])
         for disk in config.get("disks", []):
             if not os.access(disk["path"], os.R_OK if disk.get("readonly") else os.W_OK):
                 raise Refusal(500, DEVICES, "Cannot open disk path", "No such file or directory")

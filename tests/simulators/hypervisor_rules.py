@@ -1,6 +1,16 @@
 """What Cloud Hypervisor makes of what it is given, beyond its OpenAPI description."""
 
+import fcntl
+import os
+import socket
+import stat
+import struct
 from typing import Any, NoReturn
+
+DEVICES = "Error from device manager"
+_TUNGETIFF = 0x800454D2  # linux/if_tun.h
+_SIOCSIFMTU = 0x8922
+_REQUEST = struct.Struct("16si20x")
 
 
 class Refusal(Exception):
@@ -36,6 +46,32 @@ def resized_memory(config: dict[str, Any], wanted: int, requested: int) -> int:
     if added > config["hotplug_size"] or added % (2 << 20):
         refuse("Failed to update virtio configuration: too large, or not aligned")
     return added
+
+
+def take_tap(tap: int, config: dict[str, Any]) -> None:
+    """Open a network device. An MTU is set by the tap's name, in the network namespace of the VMM, where
+    a tap of another one is not found. Raises Refusal."""
+    name = bytearray(_REQUEST.size)
+    try:
+        fcntl.ioctl(tap, _TUNGETIFF, name)
+        if "mtu" in config:
+            with socket.socket(socket.AF_UNIX) as any_socket:
+                request = _REQUEST.pack(bytes(name[:16]), config["mtu"])
+                fcntl.ioctl(any_socket, _SIOCSIFMTU, request)
+    except OSError as error:
+        causes = ("Cannot create virtio-net device", "Using existing tap", str(error))
+        raise Refusal(500, DEVICES, *causes) from error
+
+
+def find_tpm(path: str) -> None:
+    """An emulator listens on the socket. The real one talks to it, and waits 100 ms for each answer.
+    Raises Refusal."""
+    causes = (DEVICES, "Cannot create tmp device", "Failed to create TPM Device")
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise Refusal(500, *causes)
+    except OSError as error:
+        raise Refusal(500, *causes, str(error)) from error
 
 
 def validate(config: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def place(request: pytest.FixtureRequest) -> None:
     """Most of these tests need KVM, and one is for hosts without."""
-    outer = request.function is test_in_a_machine_with_kvm
+    outer = request.function in (test_in_a_machine_with_kvm, test_landlock_in_a_machine_with_kvm)
     if outer and KVM_OBSTACLE is None:
         pytest.skip("this host has KVM: the tests run on it")
     if not outer and KVM_OBSTACLE is not None:
@@ -69,13 +69,27 @@ def place(request: pytest.FixtureRequest) -> None:
 
 
 def test_in_a_machine_with_kvm(tmp_path: Path) -> None:
-    assert BINARY is not None
-    options = "-v -p no:cacheprovider --color=no --basetemp=/run/pytest -o faulthandler_timeout=120"
-    command = f"{sys.executable} -I -m pytest {options} {__file__}"
-    path = os.pathsep.join([os.path.dirname(BINARY), os.environ["PATH"]])
-    console = OuterMachine(tmp_path, CACHE).run(command, ROOT, path, OUTER_SECONDS)
+    console = in_a_machine(tmp_path, "auto", "")
     assert "status: 0" in console.splitlines()
     assert " passed" in console
+
+
+def test_landlock_in_a_machine_with_kvm(tmp_path: Path) -> None:
+    """Debian's own kernel has no Landlock of the version that it takes, a newer one has; emulated it is
+    not stable, so this is what needs it and no more."""
+    if landlock.obstacle() is None and KVM_OBSTACLE is None:
+        pytest.skip("this host has Landlock: the tests run on it")
+    console = in_a_machine(tmp_path, "backports", "-k 'landlock_keeps or whole_life'")
+    assert "status: 0" in console.splitlines()
+    assert " 3 passed" in console
+
+
+def in_a_machine(directory: Path, kernels: str, choice: str) -> str:
+    assert BINARY is not None
+    options = "-v -p no:cacheprovider --color=no --basetemp=/run/pytest -o faulthandler_timeout=120"
+    command = f"{sys.executable} -I -m pytest {options} {choice} {__file__}"
+    path = os.pathsep.join([os.path.dirname(BINARY), os.environ["PATH"]])
+    return OuterMachine(directory, CACHE, kernels).run(command, ROOT, path, OUTER_SECONDS)
 
 
 # --- with KVM ------------------------------------------------------------------------------------
@@ -215,7 +229,12 @@ def test_its_tpm_is_the_guests(
         f'insecure_no_landlock = {bare}\ninsecure_unmeasured_boot = true\ntpm_state = "{tmp_path}/seeds"\n'
     )
     bundle = make("cat /sys/class/tpm/tpm0/pcr-sha256/8; echo end; sleep 1000")
-    output = runtime.run(bundle)
+    created = runtime.create(bundle, "c1")
+    if "Startup TPM" in created.stderr and "WouldBlock" in created.stderr:
+        pytest.skip("Cloud Hypervisor waits 100 ms for the emulator, and this machine is slower")
+    assert created.ok, created.stderr
+    assert runtime("start", "c1").ok
+    output = bundle / "stdout"
     wait_for_output(output, b"end")
     assert len(output.read_bytes().split()[0]) == 64
     evidence = tmp_path / "evidence.json"

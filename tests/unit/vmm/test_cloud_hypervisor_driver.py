@@ -7,19 +7,23 @@ import dataclasses
 import fcntl
 import json
 import os
+import queue
 import signal
 import struct
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from fixtures.simulated_hypervisor import BUSY, SIMULATOR, running, send, stop
+from sealrun_runtime import namespaces
 from sealrun_vmm import kvm
 from sealrun_vmm.cloud_hypervisor import landlock
 from sealrun_vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from sealrun_vmm.cloud_hypervisor.machine import STOP_SECONDS, CloudHypervisorMachine
 from sealrun_vmm.driver import DriverName, MachineExit, load
 from sealrun_vmm.errors import (
+    ChangeFailed,
     HostUnfit,
     LaunchFailed,
     SpecRefused,
@@ -224,6 +228,39 @@ def test_the_calls_in_their_order_with_open_taps(boot, tmp_path: Path) -> None:
         ("PUT", "vmm.shutdown", 0),
     ]
     assert json.loads(calls[3][2]) == {"id": "nic1", "mac": "02:00:00:00:00:02"}
+
+
+def test_a_tap_of_another_network_namespace(boot) -> None:
+    """The VMM cannot find it by its name, so it must not be told to set its MTU."""
+    ready: queue.Queue[int] = queue.Queue()
+    done = threading.Event()
+
+    def elsewhere() -> None:
+        namespaces.unshare(namespaces.CLONE["network"])  # this thread
+        with tap() as descriptor:
+            ready.put(descriptor)
+            done.wait()
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    try:
+        nic = Nic(tap_fd=ready.get(timeout=BUSY), mac="02:00:00:00:00:01", mtu=1400)
+
+        async def use(machine: CloudHypervisorMachine) -> None:
+            with open(os.devnull) as nothing:
+                wrong = dataclasses.replace(nic, tap_fd=nothing.fileno())
+                with pytest.raises(ChangeFailed, match="Using existing tap: "):
+                    await machine.add_nic("nic1", wrong)
+            await machine.add_nic("nic1", nic)
+            await machine.remove_nic("nic1")
+            with pytest.raises(ChangeFailed, match=r"refused vm\.remove-device: "):
+                await machine.remove_nic("nic1")
+            await machine.stop()
+
+        assert boot(use, nics=(nic,)).orderly
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_something_else_than_a_tap(boot) -> None:

@@ -125,6 +125,8 @@ def test_too_little_memory_is_refused_before_the_kernel_panics(spec: VmSpec) -> 
     driver.check(dataclasses.replace(spec, memory_mib=176))
     with pytest.raises(SpecRefused, match="in 168 MiB: it needs 176 MiB") as caught:
         driver.check(dataclasses.replace(spec, memory_mib=168))
+    with pytest.raises(SpecRefused, match="in 176 MiB: it needs 240 MiB"):
+        driver.check(dataclasses.replace(spec, memory_mib=176, max_memory_mib=4096))
     assert "io.sealrun.memory" in caught.value.remedy
 
 
