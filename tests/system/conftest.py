@@ -10,6 +10,13 @@ from fixtures import workload as workloads
 from fixtures.broker import RunningBroker, running_broker
 
 OPERATOR_SETTINGS = Path("/etc/sealrun/sealrun.toml.d/50-tests.toml")
+IN_MEMORY = OPERATOR_SETTINGS.with_name("10-tests-in-memory.toml")
+ON_DISK = (
+    *("cloud_hypervisor", "errors", "install", "left_behind", "podman", "rootless"),
+    *("scratch", "tee_qemu", "tpm"),
+)
+"""The modules whose VMs have a scratch disk, as they do by default. Half a second of each emulated boot
+is its making, so the others' keep images in memory, which has to work as well."""
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +73,22 @@ def podman(tmp_path: Path, stub_image: None) -> Iterator[podmans.Podman]:
     driver = podmans.Podman(tmp_path)
     yield driver
     driver.clean()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place_of_images(request: pytest.FixtureRequest) -> Iterator[None]:
+    """See ON_DISK."""
+    if request.module.__name__.rpartition("test_")[2] in ON_DISK:
+        yield
+        return
+    made = [one for one in (IN_MEMORY.parent.parent, IN_MEMORY.parent) if not one.exists()]
+    IN_MEMORY.parent.mkdir(parents=True, exist_ok=True)
+    IN_MEMORY.write_text("[vm]\nscratch = 0\n")
+    yield
+    IN_MEMORY.unlink()
+    for directory in reversed(made):
+        if not any(directory.iterdir()):
+            directory.rmdir()
 
 
 @pytest.fixture
