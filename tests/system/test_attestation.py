@@ -31,7 +31,7 @@ path = "default/key/*"
 tee = ["tpm"]
 """
 SESSION_SECONDS = 20
-SLEEP = "sleep 1000"
+SAY = "echo a word; exec sleep 1000"
 VISITOR = "attest-visitor"
 SEALED = "attest-sealed"
 
@@ -99,19 +99,48 @@ def attest(container: str, *options: str) -> Attested:
 
 
 @pytest.fixture(scope="module")
+def visited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The visitor's bundle."""
+    return tmp_path_factory.mktemp("visitor") / "bundle"
+
+
+@pytest.fixture(scope="module")
 def visitor(
     runtime: oci.Runtime,
     rootfs: Path,
-    busybox_annotations: workloads.Annotations,
-    tmp_path_factory: pytest.TempPathFactory,
+    workload: workloads.Workload,
+    visited: Path,
 ) -> str:
-    """A running container of a plain image, in a VM of this host."""
-    place = tmp_path_factory.mktemp("visitor")
-    bundle = oci.bundle(place / "bundle", rootfs, SLEEP, busybox_annotations)
+    """A running container of a plain image, in a VM of this host: its tenant named image and program,
+    and left nothing else to the host."""
+    bundle = oci.bundle(visited, rootfs, SAY, _strict(workload))
     created = runtime.create(bundle, VISITOR)
     assert created.ok, created.stderr
     assert runtime("start", VISITOR).ok
     return VISITOR
+
+
+def _strict(workload: workloads.Workload) -> workloads.Annotations:
+    text = (
+        'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n"sealrun.toml" = \'\'\'\n'
+        f'[image]\ninsecure_registries = ["{workload.registry.address}"]\n'
+        f'allowed = ["{workload.plain}"]\n'
+        f'[container]\ncommands = [["/bin/sh", "-c", "{SAY}"]]\n\'\'\'\n'
+    )
+    return workloads.annotations(workload.plain, text.encode())
+
+
+def test_what_the_tenant_did_not_leave_to_the_host(
+    runtime: oci.Runtime, visitor: str, visited: Path
+) -> None:
+    """Neither output nor another program, and the event log of the evidence says so later on."""
+    executed = runtime("exec", visitor, "true")
+    assert not executed.ok
+    assert "the tenant's policy denies this request" in executed.stderr
+    assert (visited / "stdout").read_bytes() == b""
+    state = runtime.state(visitor)
+    assert state is not None
+    assert state["status"] == "running"
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +189,9 @@ def test_evidence_of_a_running_sandbox(
     claims = found.said["claims"]
     assert claims["pcr08"] != "00" * 32
     assert {entry["index"] for entry in claims["uefi_event_logs"]} >= {0, 4, 9, 13}
-    assert [
-        entry
-        for entry in claims["uefi_event_logs"]
-        if entry["index"] == 13 and "PullImage" in entry["details"]["string"]
-    ]
+    said = [e["details"]["string"] for e in claims["uefi_event_logs"] if e["index"] == 13]
+    assert any("PullImage" in event for event in said)
+    assert 'sealrun Decision {"allowed":"false","request":"exec"}' in said
     references.write_text(json.dumps(identity | {"tpm_pcr09": ["00" * 32]}))
     found = attest(visitor, "--reference-values", str(references))
     assert (found.status, found.said["genuine"], found.said["accepted"]) == (1, True, False)
