@@ -61,6 +61,18 @@ def test_what_was_put_in_comes_out(cache: Cache, tmp_path: Path) -> None:
     assert (tmp_path / "sha256").stat().st_mode & 0o777 == 0o700
 
 
+def test_what_is_large_is_checked_too(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path), 1 << 24)
+    data = os.urandom(3 << 20)
+    assert got(cache, put(cache, data)) == data
+    with pytest.raises(CacheFailed, match="came as"):
+        with cache.fill(digest(b"other"), len(data)) as filling:
+            assert filling is not None
+            filling.write(data)
+            filling.complete()
+    assert len(files(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("data", [b"contenT", b"content and more", b"cont", b""])
 def test_what_is_not_what_it_is_called_leaves_nothing(
     cache: Cache, tmp_path: Path, data: bytes
