@@ -209,8 +209,8 @@ def test_the_guest_has_no_space(
     annotations = workloads.open_annotations(
         f"{registry.address}/test/large@{digest}", registry.address
     )
-    annotations["io.sealrun.memory"] = "400"
-    refused(podman, annotations, "pull: ", "space", "; give the VM more memory")
+    annotations |= {"io.sealrun.memory": "400", "io.sealrun.scratch": "0"}
+    refused(podman, annotations, "pull: ", "space", "; give the VM a larger scratch disk")
 
 
 def test_no_guest_image_is_installed(
