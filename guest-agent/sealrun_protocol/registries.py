@@ -164,11 +164,19 @@ def sources(
 
 
 def sources_of(configuration: Configuration, reference: str) -> tuple[Source, ...]:
-    """`sources` of a whole reference, which may be a short name. Raises Blocked, RegistriesInvalid."""
-    name, _, digest = completed(configuration, reference).partition("@")
+    """`sources` of a whole reference, which may be a short name, read as the agent reads it: Docker
+    Hub by its one name, `latest` where nothing else is said. Raises Blocked, RegistriesInvalid."""
+    name, at, digest = completed(configuration, reference).partition("@")
     head, slash, last = name.rpartition("/")
     last, _, tag = last.partition(":")
-    return sources(configuration, head + slash + last, tag or None, digest or None)
+    registry, slash, path = f"{head}{slash}{last}".partition("/")
+    if slash:
+        registry = registry.lower()
+        registry = "docker.io" if registry == "index.docker.io" else registry
+        if registry == "docker.io" and "/" not in path:
+            path = f"library/{path}"
+    tag = tag or ("" if at else "latest")
+    return sources(configuration, f"{registry}{slash}{path}", tag or None, digest or None)
 
 
 def _when(registry: Registry, mirror: Mirror) -> str:

@@ -255,8 +255,8 @@ class Ranges:
         if self.kind == "ignores" or not start:
             return Answer(BLOB, 200, headers, cut=start + self.part if self.cuts(start) else None)
         end, total = len(BLOB), len(BLOB)
-        if self.kind == "short":
-            end = min(end, start + self.part)
+        if self.kind in ("short", "byte"):
+            end = min(end, start + (self.part if self.kind == "short" else 1))
         headers["Content-Range"] = {
             "total": f"bytes {start}-{end - 1}/{total + 1}",
             "start": f"bytes {start - 1}-{end - 1}/{total}",
@@ -290,12 +290,14 @@ def test_a_blob_that_is_cut_is_continued(puller: Puller, simulator: Simulator, k
         ("beyond", ErrorCode.DIGEST_MISMATCH),
         ("start", ErrorCode.REGISTRY_PROTOCOL),
         ("none", ErrorCode.REGISTRY_PROTOCOL),
+        ("byte", ErrorCode.REGISTRY_PROTOCOL),
     ],
 )
 def test_ranges_that_lie(puller: Puller, simulator: Simulator, kind: str, code: ErrorCode) -> None:
     reference = simulator.publish([TAR])
-    simulator.answers[blob_path(BLOB)] = Ranges(kind)
+    simulator.answers[blob_path(BLOB)] = ranges = Ranges(kind)
     assert failed(puller, reference, ImagePolicy((simulator.address,))).code is code
+    assert len(ranges.asked) < 10
 
 
 def test_a_registry_that_drips_connections_is_given_up(
@@ -320,6 +322,17 @@ def mirrored(simulator: Simulator, mirror: Simulator, **more: Any) -> ImagePolic
         "mirror": [{"location": f"{mirror.address}/demo", "insecure": True}],
     }
     return ImagePolicy(registries=parse({"registry": [entry | more]}))
+
+
+def test_a_mirror_that_lies_is_passed_over(
+    puller: Puller, simulator: Simulator, mirror: Simulator
+) -> None:
+    for one in (simulator, mirror):
+        one.publish([TAR])
+    mirror.answers[blob_path(BLOB)] = Answer(bytes(len(BLOB)))
+    image = puller("r.example/demo/image:1", mirrored(simulator, mirror))
+    assert (Path(image.layers[0]) / "file").stat().st_size == 300_000
+    assert blob_path(BLOB) in simulator.paths()
 
 
 def test_a_mirror_serves(puller: Puller, simulator: Simulator, mirror: Simulator) -> None:

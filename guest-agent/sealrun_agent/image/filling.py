@@ -97,13 +97,15 @@ class Filling:
                 self._complete[number].set()
 
     def _fill_if_true(self, number: int, source: Source) -> None:
-        try:
-            self._fill(number, source)
-        except (VerifyError, DecryptError):
-            if not source.second_chance(self._manifest.layers[number].descriptor):
-                raise
-            self._claim.discard(number)
-            self._fill(number, source)
+        while True:
+            try:
+                self._fill(number, source)
+            except (VerifyError, DecryptError):
+                if not source.second_chance(self._manifest.layers[number].descriptor):
+                    raise
+                self._claim.discard(number)
+            else:
+                return
 
     def _fill(self, number: int, source: Source) -> None:
         layer = self._manifest.layers[number]

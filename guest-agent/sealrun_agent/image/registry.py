@@ -77,9 +77,13 @@ class Registry:
                     position += len(chunk)
                     yield chunk
 
-    def second_chance(self, _descriptor: Descriptor) -> bool:
+    def second_chance(self, descriptor: Descriptor) -> bool:
         """See Source."""
-        return False
+        if len(self._repositories) == 1:
+            return False
+        self._failures.append(f"{self.name} has something else for {descriptor.digest}")
+        del self._repositories[0]
+        return True
 
     def is_cached(self, _descriptor: Descriptor) -> bool:
         """See Source."""

@@ -72,19 +72,22 @@ class Repository:
         cuts, tag = 0, [""]
         progress = position
         while position < descriptor.size:
+            code, cause = ErrorCode.REGISTRY_PROTOCOL, "it sends ever smaller parts"
             try:
                 with closing(self._blob_from(descriptor, position, what, tag)) as chunks:
                     for chunk in chunks:
                         position += len(chunk)
                         yield chunk
             except Broken as error:
-                cuts = 1 if position - progress >= PROGRESS_BYTES else cuts + 1
-                progress = position if cuts == 1 else progress
-                if cuts > RESUMES:
-                    raise PullError(
-                        error.code,
-                        f"cannot fetch {what} beyond byte {position} of {descriptor.size}: {error}",
-                    ) from error
+                code, cause = error.code, str(error)
+            # A part of the range costs a request as a cut does, so it is bounded alike.
+            cuts = 1 if position - progress >= PROGRESS_BYTES else cuts + 1
+            progress = position if cuts == 1 else progress
+            if cuts > RESUMES and position < descriptor.size:
+                raise PullError(
+                    code,
+                    f"cannot fetch {what} beyond byte {position} of {descriptor.size}: {cause}",
+                )
 
     def _manifest(self, version: str, what: str) -> tuple[bytes | None, str]:
         """The body is None where it is too long. Raises Broken, PullError."""

@@ -6,6 +6,7 @@ import pytest
 from fixtures.hostile import a_value, bounded, changed
 from hypothesis import given
 from hypothesis import strategies as st
+from sealrun_agent.image.reference import parse as parse_reference
 from sealrun_protocol.registries import (
     NONE,
     Blocked,
@@ -139,3 +140,31 @@ def test_any_document_is_read_or_refused(table: object, reference: str) -> None:
         assert sources_of(read, reference)
     except (RegistriesInvalid, Blocked) as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "docker.io/alpine:3",
+        "index.docker.io/library/alpine:3",
+        "Docker.io/library/alpine",
+        "docker.io/library/alpine@sha256:" + "0" * 64,
+        "r.example/a",
+        "r.example/a:2",
+    ],
+)
+def test_host_and_guest_read_a_reference_alike(reference: str) -> None:
+    """The host opens what the guest will ask for."""
+    entries = [
+        {
+            "prefix": "docker.io/library",
+            "location": "docker.io/library",
+            "mirror": [{"location": "mirror.example/library"}],
+        },
+        {"prefix": "r.example/a:latest", "location": "r2.example/a"},
+    ]
+    configuration = parse({"registry": entries})
+    guest = parse_reference(reference)
+    assert sources_of(configuration, reference) == sources(
+        configuration, guest.name, guest.tag, guest.digest
+    )
