@@ -3,7 +3,8 @@
 The grammar is that of the distribution project's `reference` package, with these decisions:
 
 - The registry must be written. A short name ("alpine") means another image on each host's search
-  list, and the guest has no list: it is refused, not guessed. Engines hand over full names.
+  list: it is refused, not guessed, unless the tenant's registry configuration completes it before
+  (sealrun_protocol/registries.py). Engines hand over full names.
 - `docker.io/alpine` and `index.docker.io/alpine` become `docker.io/library/alpine`.
 - Without tag and digest the tag is `latest`. With both, the digest decides and the tag is only kept.
 - Digests are sha256; other algorithms of the OCI image specification are refused by name.
