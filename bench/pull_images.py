@@ -67,7 +67,7 @@ def _tree(directory: Path, size: int) -> Iterator[Path]:
     """Tars of what is installed, by package, until there is enough."""
     names: list[str] = []
     total, number = 0, 0
-    for name in _installed():
+    for name in installed():
         names.append(name)
         total += 1024 + (os.lstat(name).st_size if os.path.isfile(name) else 0)
         if total * LAYERS >= size * (number + 1):
@@ -78,7 +78,7 @@ def _tree(directory: Path, size: int) -> Iterator[Path]:
     raise SystemExit(f"this machine's packages hold {total // MIB} MiB only")
 
 
-def _installed() -> Iterator[str]:
+def installed() -> Iterator[str]:
     """The files of Debian's packages, each once, by its real name."""
     listed = subprocess.run(
         ["dpkg-query", "-W", "-f", "${db-fsys:Files}"], check=True, capture_output=True, text=True
