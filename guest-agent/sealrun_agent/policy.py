@@ -38,10 +38,12 @@ class Policy(NamedTuple):
 
     @property
     def allowed_images(self) -> tuple[str, ...] | None:
-        """Patterns; None = every image. With a TEE no image runs that the tenant did not name: it would be
-        given whatever the VM's evidence is worth."""
-        allowed = self.init_data.image.allowed
-        return () if allowed is None and self.protected else allowed
+        """Patterns; None = every image. With a TEE no image runs that the tenant did not name, by a pattern
+        or by a policy: it would be given whatever the VM's evidence is worth."""
+        image = self.init_data.image
+        if image.allowed is not None or not self.protected:
+            return image.allowed
+        return None if image.image_security_policy or image.image_security_policy_uri else ()
 
     def insecure_registries(self, wished: tuple[str, ...]) -> tuple[str, ...]:
         """The registries to speak plain http to. `wished` by the operator counts only where there is

@@ -215,7 +215,7 @@ def test_all_that_the_agent_imports_is_in_the_image(sources: Path, unpacked: Pat
 
 def test_nothing_but_the_wanted_is_in_the_image(unpacked: Path) -> None:
     programs = {path.name for path in (unpacked / "usr/bin").iterdir()}
-    assert programs == {"crun", "python3.11"}
+    assert programs == {"crun", "gpgv", "python3.11"}
     paths = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*")}
     assert not {path for path in paths if path.endswith((".py", ".h", ".a", ".pyi"))}
     assert not {path for path in paths if "/test/" in path or "/tests/" in path}

@@ -18,11 +18,12 @@ PACKAGES: Final = (
     "libpython3.11-stdlib",  # the rest: ssl, http, ctypes, tarfile, …
     "crun",  # runs the container
     "e2fsprogs",  # makes the file system of the scratch disk
+    "gpgv",  # checks OpenPGP signatures of images
     "ca-certificates",  # public CAs, for registries and brokers
     "libstdc++6",  # pyzmq's libzmq needs it, and no Debian package in this list does
 )
 
-PROGRAMS: Final = ("usr/bin/python3.11", "usr/bin/crun", "usr/sbin/mke2fs")
+PROGRAMS: Final = ("usr/bin/python3.11", "usr/bin/crun", "usr/sbin/mke2fs", "usr/bin/gpgv")
 """Files taken whole; their shared libraries follow by themselves."""
 
 LOADED_BY_NAME: Final = ("libgcc_s.so.1",)

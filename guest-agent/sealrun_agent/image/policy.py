@@ -30,6 +30,8 @@ class ImagePolicy(NamedTuple):
     insecure_unpinned_keys: see check_pinned.
     registries: mirrors, blocked registries, short names. proxy: to reach them.
     credentials_uri: kbs:/// URI of the registries' credentials; empty: everything is anonymous.
+    security_policy, security_policy_uri: which signatures are needed (signature_policy.py), as text or by a
+        kbs:/// URI; both empty: none. lookaside: where those of simple signing are, by scope.
     """
 
     insecure_registries: tuple[str, ...] = ()
@@ -39,6 +41,9 @@ class ImagePolicy(NamedTuple):
     registries: Configuration = NONE
     proxy: Proxy = Proxy()
     credentials_uri: str = ""
+    security_policy: str = ""
+    security_policy_uri: str = ""
+    lookaside: dict[str, str] = {}  # noqa: RUF012 - frozen, and nobody writes into it
 
 
 def check_reference(policy: ImagePolicy, reference: Reference) -> None:
@@ -68,13 +73,16 @@ def check_digests(policy: ImagePolicy, reference: Reference, digests: tuple[str,
     )
 
 
-def check_pinned(policy: ImagePolicy, reference: Reference, digests: tuple[str, ...]) -> None:
-    """Refuse to open an encrypted image whose digest the tenant did not name.
+def check_pinned(
+    policy: ImagePolicy, reference: Reference, digests: tuple[str, ...], *, signed: bool = False
+) -> None:
+    """Refuse to open an encrypted image whose digest the tenant did not name. signed: a signature that
+    the tenant's policy asks for vouches for the manifest's digest.
 
     Nothing binds an encrypted layer to its image: whoever runs the registry can put the tenant's
     layers into a manifest beside one of his own, whose program then reads them.
     Raises VerifyError(IMAGE_NOT_ALLOWED)."""
-    if policy.insecure_unpinned_keys or _pinned(policy.allowed or (), reference, digests):
+    if signed or policy.insecure_unpinned_keys or _pinned(policy.allowed or (), reference, digests):
         return
     raise VerifyError(
         ErrorCode.IMAGE_NOT_ALLOWED,

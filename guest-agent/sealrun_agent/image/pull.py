@@ -5,8 +5,8 @@ Rules, in order:
 1. The reference is resolved once. What a tag means is asked for once; everything after that is
    asked for by digest, and every document and blob is checked against digest and size.
 2. The tenant's allowed images are checked twice: the reference before any traffic, the digests when
-   they are known and before anything else is fetched.
-3. An encrypted image is opened only if the tenant named its digest.
+   they are known and before anything else is fetched; then its image security policy decides.
+3. An encrypted image is opened only if the tenant named its digest, or a signature that it asked for does.
 4. Keys are asked for only if the image has an encrypted layer that is not here yet, each once, and
    before layers are fetched: an image that cannot be opened costs no traffic.
 5. A layer is fetched, checked, decrypted, decompressed, checked and unpacked as one stream, into a
@@ -27,12 +27,14 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 
 from sealrun_protocol import limits, registries
 from sealrun_protocol.errors import ErrorCode, Phase
 
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import PullError, VerifyError
+from sealrun_agent.image.admission import Admission
 from sealrun_agent.image.credentials import Safe
 from sealrun_agent.image.decrypt import Keys, LayerKey, Opener
 from sealrun_agent.image.filling import Filling, Progress
@@ -81,7 +83,6 @@ def pull(
     wanted = _named(reference, policy)
     check_reference(policy, wanted)
     platform = this_platform()
-
     telling = threading.Lock()
 
     def told(phase: Phase, text: str, done: int, total: int) -> None:
@@ -89,16 +90,17 @@ def pull(
             progress(phase, text, done, total)
 
     safe = Safe(policy.credentials_uri, keys.resource)
+    registry = partial(Registry, wanted, policy, dial, safe)
     cache = HostCache(fetch, lambda text: told(Phase.PULL, text, 0, 0)) if fetch else None
 
     def connected() -> Source:
-        registry = Registry(wanted, policy, dial, safe)
-        return Relay(cache, registry) if cache is not None else registry
+        return Relay(cache, registry()) if cache is not None else registry()
 
     with closing(connected()) as source:
         progress(Phase.PULL, f"resolving {wanted}", 0, 0)
         digests, document = _resolved(source, wanted, platform)
         check_digests(policy, wanted, digests)
+        signed = Admission(policy, wanted, registry, keys.resource).admit(digests[-1])
         manifest = parse_manifest(document)
         config = parse_config(_config(source, manifest), manifest, platform)
         with store.claim(chain_ids(config.rootfs.diff_ids)) as claim:
@@ -107,7 +109,7 @@ def pull(
                 here = len(manifest.layers) - len(missing)
                 told(Phase.PULL, f"{here} of {len(manifest.layers)} layers are here already", 0, 0)
             if any(layer.encrypted for layer in manifest.layers):
-                check_pinned(policy, wanted, digests)
+                check_pinned(policy, wanted, digests, signed=signed)
             resolved(str(wanted), digests[-1])
             layer_keys = _layer_keys(manifest, missing, keys, progress)
             filling = Filling(manifest, config.rootfs.diff_ids, layer_keys, claim, told)

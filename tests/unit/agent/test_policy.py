@@ -7,6 +7,7 @@ from sealrun_agent.errors import PullError, VerifyError
 from sealrun_agent.policy import Policy, one_line
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
+from sealrun_protocol.image_wishes import Image
 from sealrun_protocol.init_data import parse
 
 TENANT = parse(
@@ -66,6 +67,11 @@ def test_with_a_tee_nothing_is_allowed_by_default() -> None:
         assert document.tenant is not None
         assert not document.tenant.output
         assert not document.tenant.host.may_share_at("/data")
+    for wish in (
+        Image(image_security_policy="{}"),
+        Image(image_security_policy_uri="kbs:///a/b/c"),
+    ):  # then that decides, and nothing else
+        assert Policy(TENANT._replace(image=wish), "snp").allowed_images is None
     assert Policy().allowed_images is None
     assert Policy().tenant is None
     assert Policy(TENANT).allowed_images is None
