@@ -9,8 +9,9 @@ fetches from the registry itself (`cold`), one that fills the host's cache (`cac
 it filled (`cache warm`); in each the same image is created twice, the second time from what the sandbox
 has (`second`). The image is bench/pull.py's `tree`: many small files.
 
-One sample under emulation, on two cores that eight others shared (64 MiB; a quiet machine was not at
-hand): cold 69 s, cache cold 62 s, cache warm 15 s, second 0.8 to 2.5 s.
+Seen under emulation, on two cores that eight others shared: 32 MiB cold in 11 and 18 s, through the cache
+in 19 and 22 s, second in 0.4 to 1.0 s; 64 MiB cold in 69 s, through the cache in 62 and 15 s. What that
+says is that the load decides: a comparison of the ways wants a quiet machine.
 
 Prints a table of medians, and as its last line one JSON object. Needs root, docker-registry, skopeo
 and an installed sealrun.
