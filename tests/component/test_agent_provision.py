@@ -24,6 +24,7 @@ from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order
 from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AgentError, DialFailed, RunError
+from sealrun_agent.image.store import Store
 from sealrun_agent.policy import Policy
 from sealrun_agent.provision import RegistryImages
 from sealrun_protocol import init_data
@@ -31,7 +32,8 @@ from sealrun_protocol import init_data
 directory, reference, text, hint, tee = sys.argv[1:]
 phases = []
 document = init_data.parse(text.encode()) if text else init_data.ABSENT
-images = RegistryImages(Policy(document, tee), directory, Choice(directory))
+store = Store(directory)
+images = RegistryImages(Policy(document, tee), Choice(directory), lambda: store)
 order = Order("c1", reference, (hint,) if hint else (), dial_directly,
               lambda phase, text, done, total: phases.append(phase.value))
 def fetch(digest):
@@ -211,6 +213,20 @@ def test_with_a_tee_only_what_the_tenant_named_runs(
         assert (said["failed"], said["phases"]) == ("verify image-not-allowed", "")
     named = broker.init_data(more=f'{insecure}allowed = ["{workload.plain}"]\n')
     assert "secret" in _prepare(tmp_path, workload.plain, named, tee=tee)["files"].split()
+
+
+@pytest.mark.parametrize(
+    ("requirement", "failed"),
+    [("reject", "verify image-not-signed"), ("insecureAcceptAnything", "")],
+)
+def test_with_a_tee_a_policy_may_name_what_runs(
+    tmp_path: Path, workload: Workload, broker: RunningBroker, requirement: str, failed: str
+) -> None:
+    wish = f"""image_security_policy = '{{"default":[{{"type":"{requirement}"}}]}}'\n"""
+    text = broker.init_data(more=_insecure(workload.registry) + wish)
+    said = _prepare(tmp_path, workload.plain, text, tee="snp")
+    assert said.get("failed", "") == failed
+    assert ("files" in said) is not bool(failed)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from sealrun_agent.attestation.tpm import TpmAttester
 from sealrun_agent.container.surroundings import Order
 from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AgentError
+from sealrun_agent.image.store import Store
 from sealrun_agent.policy import Policy
 from sealrun_agent.provision import RegistryImages, TenantKeys
 from sealrun_protocol import init_data
@@ -213,7 +214,7 @@ def test_fails_closed(vm: Vm, case: str) -> None:
     policy = Policy(init_data.parse(arrange(vm)), "tpm" if case in WITH_TPM else "none")
     choice = vm.tpm if case in WITH_TPM else Choice("/nonexistent")
     choice.bind(policy.init_data)
-    images = RegistryImages(policy, str(vm.directory), choice)
+    images = RegistryImages(policy, choice, lambda: Store(str(vm.directory)))
     phases = []
     order = Order(
         "c1",

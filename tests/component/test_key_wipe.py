@@ -22,12 +22,14 @@ import sys
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order
 from sealrun_agent.dial import dial_directly
+from sealrun_agent.image.store import Store
 from sealrun_agent.policy import Policy
 from sealrun_agent.provision import RegistryImages
 from sealrun_protocol import init_data
 
 directory, reference, text = sys.argv[1:]
-images = RegistryImages(Policy(init_data.parse(text.encode())), directory, Choice("/nonexistent"))
+policy = Policy(init_data.parse(text.encode()))
+images = RegistryImages(policy, Choice("/nonexistent"), lambda: Store(directory))
 rootfs = images.prepare(Order("c1", reference, (), dial_directly, lambda *_: None))
 content = open(f"{rootfs.path}/secret", "rb").read()
 print("ready", flush=True)

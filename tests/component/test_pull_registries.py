@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from fixtures import layers
+from fixtures import registry as registries
 from fixtures.pulling import Puller
 from sealrun_agent.errors import AgentError
 from sealrun_agent.image import authorization, retry
@@ -215,6 +216,25 @@ def test_a_redirect_to_another_place_of_the_same_host_loses_the_credentials(
     (elsewhere,) = mirror.requests
     assert "authorization" not in elsewhere.headers
     assert "authorization" not in simulator.requests[-1].headers  # nor when it comes back
+
+
+@pytest.mark.registry
+def test_a_real_registry_with_tls_that_wants_credentials(puller: Puller, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    layers.write_layout(layout, [TAR])
+    with registries.serve(
+        tmp_path / "registry",
+        certificate=registries.certificate(tmp_path / "tls"),
+        guarded=True,
+    ) as registry:
+        login = ("--dest-creds", registries.CREDENTIALS)
+        digest = registries.push(layout, registry, "team/app:1", options=login)
+        assert registry.certificate is not None
+        trusting = ImagePolicy(ca_certificates=registry.certificate.authority)
+        reference = f"{registry.address}/team/app:1"
+        assert failed(puller, reference, trusting).code is ErrorCode.REGISTRY_DENIED
+        credentials(puller, f"{registry.address}/team", auth=basic(registries.CREDENTIALS))
+        assert puller(reference, trusting._replace(credentials_uri=URI)).digest == digest
 
 
 # --- retries ---------------------------------------------------------------------------------------
