@@ -12,7 +12,7 @@ from fixtures.broker import RunningBroker, running_broker
 OPERATOR_SETTINGS = Path("/etc/sealrun/sealrun.toml.d/50-tests.toml")
 IN_MEMORY = OPERATOR_SETTINGS.with_name("10-tests-in-memory.toml")
 ON_DISK = (
-    *("cloud_hypervisor", "errors", "install", "left_behind", "podman", "rootless"),
+    *("attestation", "cloud_hypervisor", "errors", "install", "left_behind", "podman", "rootless"),
     *("scratch", "tee_qemu", "tpm"),
 )
 """The modules whose VMs have a scratch disk, as they do by default. Half a second of each emulated boot

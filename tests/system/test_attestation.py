@@ -328,6 +328,10 @@ def test_the_host_has_neither_keys_nor_plain_content(
     for place in (podmans.STATE_ROOT, Path("/var/cache/sealrun/images"), Path("/var/log")):
         assert memory.in_files(place, kept) == []
     (machine,) = machines
+    disks = memory.scratch_disks(machine)
+    assert any(disk.stat().st_blocks for disk in disks)
+    assert container.runtime("exec", SEALED, "sha256sum", "/marker").ok
+    assert not any(memory.in_file(disk, kept) for disk in disks)
     assert memory.find(machine, kept[:1]) == kept[:1]
 
 
