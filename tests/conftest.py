@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Several processes share the cores: how long an example takes says nothing.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 STATE_ROOT = Path("/run/sealrun")
 LOG_NAMES = {"console.log", "vmm.log", "shim.log"}

@@ -83,6 +83,7 @@ def spawn(
     Raises LaunchFailed where the program cannot be executed, a log cannot be written, or `enlist`
     fails."""
     parent = os.getpid()
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
 
     def prepare() -> None:
         enlist()
@@ -91,7 +92,7 @@ def spawn(
             os.setgid(user)
             os.setuid(user)
         # Of a VM's memory nothing may come to a disk because its VMM crashes.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, most))
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which a change of the user would take back
         if os.getppid() != parent:  # it was gone before the kernel was asked
             os._exit(1)
