@@ -33,6 +33,7 @@ def side(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     busybox_annotations: workloads.Annotations,
+    stub_image: None,
 ) -> Iterator[Side]:
     directory = tmp_path_factory.mktemp(request.param)
     with beside.podman(request.param, directory, busybox_annotations) as one:
