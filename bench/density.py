@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Many pods at once: the time until all of them answer, what they take of memory, and how they go.
 
-Usage: bench/density.py [--pods N] [--memory MIB]
+Usage: bench/density.py [--pods N] [--memory MIB] [--prefix DIR]
 
 Pods of two containers each, as CRI-O asks for them without an infra container: the first container
 boots the pod's VM, the second joins it, the last one ends it. All pods are made at once, by a thread
@@ -180,7 +180,7 @@ def measure(runtime: Runtime, count: int) -> Figures:
     return figures
 
 
-def ours(directory: Path, reference: str, megabytes: int) -> Runtime:
+def ours(directory: Path, program: Path, reference: str, megabytes: int) -> Runtime:
     """sealrun, whose containers pull their image in the guest."""
 
     def bundle(pod: str, member: str) -> Path:
@@ -197,7 +197,7 @@ def ours(directory: Path, reference: str, megabytes: int) -> Runtime:
         (path / "config.json").write_text(json.dumps(config))
         return path
 
-    return Runtime("sealrun", [str(memory.SEALRUN)], directory / "state", bundle)
+    return Runtime("sealrun", [str(program)], directory / "state", bundle)
 
 
 def peer(directory: Path) -> Runtime:
@@ -231,12 +231,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pods", type=int, default=16)
     parser.add_argument("--memory", type=int, default=512, help="of a VM, in MiB")
+    parser.add_argument("--prefix", type=Path, default=Path("/usr/local"))
     options = parser.parse_args()
+    program = options.prefix / "bin/sealrun"
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with memory.registry(directory) as address:
             reference = memory.publish(directory, address)
-            runtimes = [ours(directory, reference, options.memory), peer(directory)]
+            runtimes = [ours(directory, program, reference, options.memory), peer(directory)]
             figures = {runtime.name: measure(runtime, options.pods) for runtime in runtimes}
     report(figures, options.pods)
 
