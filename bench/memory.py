@@ -115,10 +115,10 @@ def publish(directory: Path, address: str) -> str:
     return reference
 
 
-def bundle(directory: Path, reference: str, memory: int) -> Path:
-    """The bundle of a container that sleeps."""
+def init_data(reference: str) -> str:
+    """The annotation of one that lets the image's registry speak plain http, and the host choose the program."""
     address = reference.partition("/")[0]
-    init_data = f"""version = "0.1.0"
+    text = f"""version = "0.1.0"
 algorithm = "sha256"
 [data]
 "sealrun.toml" = '''
@@ -128,9 +128,14 @@ insecure_registries = ["{address}"]
 insecure_any_process = true
 '''
 """
+    return base64.b64encode(text.encode()).decode()
+
+
+def bundle(directory: Path, reference: str, memory: int) -> Path:
+    """The bundle of a container that sleeps."""
     annotations = {
         "io.sealrun.image": reference,
-        "io.sealrun.init-data": base64.b64encode(init_data.encode()).decode(),
+        "io.sealrun.init-data": init_data(reference),
         "io.sealrun.memory": str(memory),
     }
     process = {"args": ["/bin/busybox", "sleep", "1000"], "cwd": "/", "env": []}

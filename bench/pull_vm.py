@@ -18,7 +18,6 @@ and an installed sealrun.
 """
 
 import argparse
-import base64
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import pull_images
-from memory import SECONDS, registry
+from memory import SECONDS, init_data, registry
 from memory import sealrun as run
 
 CRIO = "io.kubernetes.cri-o."
@@ -69,19 +68,8 @@ def _is_program(name: str) -> bool:
 
 def one_pod(directory: Path, reference: str, transport: str, memory: int) -> tuple[float, float]:
     """Seconds that the first and the second container's `create` took."""
-    address = reference.partition("/")[0]
-    init_data = f"""version = "0.1.0"
-algorithm = "sha256"
-[data]
-"sealrun.toml" = '''
-[image]
-insecure_registries = ["{address}"]
-[container]
-insecure_any_process = true
-'''
-"""
     common = {
-        "io.sealrun.init-data": base64.b64encode(init_data.encode()).decode(),
+        "io.sealrun.init-data": init_data(reference),
         "io.sealrun.memory": str(memory),
         "io.sealrun.image": reference,
         "io.sealrun.image.transport": transport,

@@ -16,7 +16,7 @@ from typing import Final
 
 from sealrun_protocol.errors import ErrorCode
 
-from sealrun_agent.container.bundle import set_network_sysctl
+from sealrun_agent.container.bundle import set_sysctl
 from sealrun_agent.container.linux import split_sysctl
 from sealrun_agent.errors import StartError
 from sealrun_agent.processes import Processes
@@ -41,7 +41,7 @@ class SandboxNamespaces:
         """Kernel parameters of the pod: those of the network at once, those of ipc when somebody shares
         it. Raises StartError(SPEC_REFUSED)."""
         self._sysctl, network = split_sysctl(settings)
-        set_network_sysctl(network)
+        set_sysctl(network)
 
     def take(self, kinds: Collection[str], shm_bytes: int) -> str:
         """The directory in which each of `kinds` lies (of ipc, uts, pid), and shm with ipc. shm_bytes: the
@@ -86,7 +86,7 @@ class SandboxNamespaces:
             source = f"/proc/{self._hold()}/ns/"
         if kind == "ipc":
             # The kernel looks at the ipc namespace of who opens the file, which is this thread's.
-            set_network_sysctl(self._sysctl)
+            set_sysctl(self._sysctl)
             shm = f"{self._directory}/shm"
             os.mkdir(shm)
             flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC

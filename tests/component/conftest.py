@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from fixtures import registry as registries
+from fixtures import workload as workloads
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,13 @@ def tls_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registrie
 def image_key(tmp_path_factory: pytest.TempPathFactory) -> registries.KeyPair:
     """An RSA key that images are encrypted for."""
     return registries.key_pair(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="session")
+def workload(
+    tmp_path_factory: pytest.TempPathFactory,
+    plain_registry: registries.Registry,
+    image_key: registries.KeyPair,
+) -> workloads.Workload:
+    """The test image, plain and encrypted, in the registry."""
+    return workloads.publish(tmp_path_factory.mktemp("workload"), plain_registry, image_key)

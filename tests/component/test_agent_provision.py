@@ -12,7 +12,7 @@ import pytest
 from fixtures import encryption, layers
 from fixtures import registry as registries
 from fixtures.broker import DENY_ALL, RunningBroker, running_broker
-from fixtures.workload import KEY_NAME, KEY_URI, Workload, publish
+from fixtures.workload import KEY_NAME, KEY_URI, Workload
 from simulators import registry as simulators
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,15 +57,6 @@ print("phases", " ".join(dict.fromkeys(phases)))
 """
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
-
-
-@pytest.fixture(scope="module")
-def workload(
-    tmp_path_factory: pytest.TempPathFactory,
-    plain_registry: registries.Registry,
-    image_key: registries.KeyPair,
-) -> Workload:
-    return publish(tmp_path_factory.mktemp("workload"), plain_registry, image_key)
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fixtures import registry as registries
 from fixtures import tpm as tpms
 from fixtures.broker import DENY_ALL, RunningBroker, command, running_broker
-from fixtures.workload import KEY_NAME, KEY_URI, Workload, publish
+from fixtures.workload import KEY_NAME, KEY_URI, Workload
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.attestation.kbs import KeyBroker
 from sealrun_agent.attestation.tpm import TpmAttester
@@ -54,15 +53,6 @@ class Vm(NamedTuple):
             return text
         certificate = f'cert = """\n{self.broker.ca_pem}"""'.encode()
         return text.replace(certificate, b"").replace(self.broker.url.encode(), url.encode())
-
-
-@pytest.fixture(scope="module")
-def workload(
-    tmp_path_factory: pytest.TempPathFactory,
-    plain_registry: registries.Registry,
-    image_key: registries.KeyPair,
-) -> Workload:
-    return publish(tmp_path_factory.mktemp("workload"), plain_registry, image_key)
 
 
 @pytest.fixture(scope="module")

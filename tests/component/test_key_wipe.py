@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 from fixtures import memory
-from fixtures import registry as registries
 from fixtures.broker import running_broker
-from fixtures.workload import KEY_NAME, KEY_URI, Workload, publish
+from fixtures.workload import KEY_NAME, KEY_URI, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -38,15 +37,6 @@ images.release("c1")
 """
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
-
-
-@pytest.fixture(scope="module")
-def workload(
-    tmp_path_factory: pytest.TempPathFactory,
-    plain_registry: registries.Registry,
-    image_key: registries.KeyPair,
-) -> Workload:
-    return publish(tmp_path_factory.mktemp("workload"), plain_registry, image_key)
 
 
 @pytest.fixture

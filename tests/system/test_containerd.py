@@ -4,14 +4,14 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fixtures import containerd
 from fixtures import workload as workloads
 from fixtures.containerd import Containerd
-from fixtures.terminal import Session
+from fixtures.terminal import Begin, Session, sessions
 
 pytestmark = [pytest.mark.vm, pytest.mark.containerd, pytest.mark.registry, pytest.mark.root]
 
@@ -20,7 +20,6 @@ READY = "ready: "
 # What is typed is shown too: a text of a program's has to be one that was not typed.
 SHELL = ("/bin/sh", "-c", "PS1='ready: ' exec sh")
 FOLLOW = r"trap 'busybox stty size' WINCH; echo fol''lows; while :; do sleep 0.1; done"
-Begin = Callable[..., Session]
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +51,8 @@ def container(
 @pytest.fixture
 def begin() -> Iterator[Begin]:
     """begin(command line, rows=, columns=): a terminal, and ctr in it."""
-    sessions: list[Session] = []
-
-    def start(command: list[str], **size: int) -> Session:
-        sessions.append(Session(command, **size))
-        return sessions[-1]
-
-    yield start
-    for session in sessions:
-        session.close()
+    with sessions() as begin:
+        yield begin
 
 
 def ask(session: Session, command: str, answer: str) -> None:

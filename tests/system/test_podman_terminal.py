@@ -8,13 +8,13 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from fixtures import beside
 from fixtures import workload as workloads
 from fixtures.beside import Side
-from fixtures.terminal import Session
+from fixtures.terminal import Begin, Session, sessions
 
 pytestmark = [pytest.mark.vm, pytest.mark.podman, pytest.mark.registry, pytest.mark.root]
 
@@ -25,7 +25,6 @@ SHELL = ["/bin/sh"]
 FOLLOW = r"trap 'busybox stty size' WINCH; echo fol''lows; while :; do sleep 0.1; done"
 SLEEP = "echo sle''eps; exec sleep 1000"
 DETACH = b"\x10\x11"  # Ctrl-P, Ctrl-Q
-Begin = Callable[..., Session]
 
 
 @pytest.fixture(scope="module", params=beside.RUNTIMES)
@@ -49,15 +48,8 @@ def container(side: Side) -> str:
 @pytest.fixture
 def begin() -> Iterator[Begin]:
     """begin(command line, rows=, columns=): a terminal, and podman in it."""
-    sessions: list[Session] = []
-
-    def start(command: list[str], **size: int) -> Session:
-        sessions.append(Session(command, **size))
-        return sessions[-1]
-
-    yield start
-    for session in sessions:
-        session.close()
+    with sessions() as begin:
+        yield begin
 
 
 def ask(session: Session, command: str, answer: str) -> None:

@@ -115,8 +115,9 @@ def remove_bundle(bundle: Bundle) -> None:
         os.rmdir(parent)
 
 
-def set_network_sysctl(settings: dict[str, str], proc: str = "/proc/sys") -> None:
-    """Set what belongs to the VM's network. Names were checked by spec.accept.
+def set_sysctl(settings: dict[str, str], proc: str = "/proc/sys") -> None:
+    """Set what belongs to the VM's network, or to the calling thread's ipc namespace. Names were checked by
+    linux.split_sysctl.
 
     Raises StartError(SPEC_REFUSED) where the kernel does not take it."""
     for name, value in settings.items():

@@ -249,7 +249,7 @@ class Container:
             accepted = opened(accepted, here.unseal)
             self._progress(Phase.START, "creating the container", 0, 0)
             bundle.make_device_directory(accepted, rootfs.path)
-            bundle.set_network_sysctl(accepted.network_sysctl)
+            bundle.set_sysctl(accepted.network_sysctl)
             pod = here.namespaces.take(request.joins, request.shm_bytes) if request.joins else ""
             files = bundle.write_bundle(
                 here.directory, name, accepted, rootfs.path, share=place, sandbox=pod
