@@ -288,6 +288,7 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
         "the container's state does not allow this", "check it with `sealrun state`"
     ),
     ErrorCode.RUNTIME_FAILED: ErrorInfo(
-        "crun in the guest could not do it", "read the text; run again with --debug for more"
+        "crun in the guest could not do it",
+        "change what the text names; the guest's console in the log has more",
     ),
 }

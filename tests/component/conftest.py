@@ -1,10 +1,14 @@
-"""What component tests share: a real registry, and the keys that images are encrypted for."""
+"""What component tests share: a registry and the keys that images are encrypted for; an agent; a shim."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fixtures import registry as registries
 from fixtures import workload as workloads
+from fixtures.agent import Host, agent
+from fixtures.shim import Shim, running
+from simulators.guest import Guest
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +41,25 @@ def workload(
 ) -> workloads.Workload:
     """The test image, plain and encrypted, in the registry."""
     return workloads.publish(tmp_path_factory.mktemp("workload"), plain_registry, image_key)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """An agent that is configured, as the host sees it."""
+    with agent(tmp_path) as one:
+        one.configure()
+        yield one
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> Iterator[Shim]:
+    """A shim of a sandbox with one CPU and 256 MiB, whose VM nobody is in yet."""
+    with running(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+def guest(shim: Shim) -> Iterator[Guest]:
+    """The guest of that sandbox, which has connected to its shim and says what the test says."""
+    with shim.guest() as one:
+        yield one

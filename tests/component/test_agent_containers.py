@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ pytestmark = pytest.mark.root
 
 STDOUT = 4
 NO_STDIO = {"stdin": 0, "stdout": 0, "stderr": 0}
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
 
 
 def _left_behind(host: Host) -> dict[str, list[str]]:

@@ -26,14 +26,6 @@ def raw(tmp_path: Path) -> Iterator[Host]:
         yield host
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    """An agent that is configured."""
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
-
-
 def _violated(host: Host) -> str:
     return host.last_words(ErrorCode.PROTOCOL_VIOLATION)
 

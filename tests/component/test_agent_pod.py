@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ pytestmark = pytest.mark.root
 SHM = {"destination": "/dev/shm", "type": "bind", "source": "/host/shm", "options": ["rbind"]}
 NO_STDIO = {"stdin": 0, "stdout": 0, "stderr": 0}
 LOOK = "for kind in ipc uts pid; do ls -l /proc/self/ns/$kind; done"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
 
 
 def say(host: Host, script: str, container: str, *joins: str) -> str:

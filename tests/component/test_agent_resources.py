@@ -6,7 +6,6 @@ tests in a VM (tests/system/test_guest.py) have both.
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ pytestmark = pytest.mark.root
 STDOUT = 4
 NO_STDIO = {"stdin": 0, "stdout": 0, "stderr": 0}
 COUNT = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
 
 
 def _failed(answer: messages.Message, code: ErrorCode, phase: Phase = Phase.RUN) -> str:

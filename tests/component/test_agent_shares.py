@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ pytestmark = pytest.mark.root
 STDOUT = 4
 NO_STDIO = {"stdin": 0, "stdout": 0, "stderr": 0}
 PLACES = "/run/sealrun/host/container"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
 
 
 def share(host: Host, container: str = "c1", volumes: int = 1) -> Path:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ from sealrun_protocol import limits, messages
 pytestmark = pytest.mark.root
 
 STDIN, STDOUT, STDERR = 2, 4, 6
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
 
 
 def test_stdout_and_stderr_are_apart_and_complete_before_the_exit(host: Host) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ DEVPTS = {
     "source": "devpts",
     "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
 }
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
 
 
 def _create(host: Host, *args: str, **members: Any) -> Any:

@@ -1,10 +1,7 @@
 """Tunnels: a worker of the real agent talks through the host, which the test plays."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from fixtures.agent import Host, agent
+from fixtures.agent import Host
 from sealrun_protocol import limits, messages
 from sealrun_protocol.errors import ErrorCode, Phase
 
@@ -12,13 +9,6 @@ pytestmark = pytest.mark.root
 
 STDOUT = 4
 SENT = b"give\n" * 100_000
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as host:
-        host.configure()
-        yield host
 
 
 def _opened(host: Host) -> int:

@@ -42,12 +42,6 @@ def shim(tmp_path: Path, originals: dict[str, Path]) -> Iterator[Shim]:
         yield one
 
 
-@pytest.fixture
-def guest(shim: Shim) -> Iterator[Guest]:
-    with shim.guest() as one:
-        yield one
-
-
 def created(shim: Shim, guest: Guest) -> None:
     request = shim.create()
     assert {index: file.content for index, file in guest.create().files.items()} == {

@@ -22,12 +22,6 @@ TERMINAL = b'{"args":["/bin/sh"],"terminal":true}'
 
 
 @pytest.fixture
-def shim(tmp_path: Path) -> Iterator[Shim]:
-    with running(tmp_path) as one:
-        yield one
-
-
-@pytest.fixture
 def guest(shim: Shim) -> Iterator[Guest]:
     """Of a running container."""
     with shim.guest() as one:

@@ -2,22 +2,15 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.shim import Request, Shim, running
+from fixtures.shim import Request, Shim
 from sealrun_protocol import messages
 from sealrun_protocol.errors import ErrorCode, Phase
 from simulators.guest import Guest
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def shim(tmp_path: Path) -> Iterator[Shim]:
-    with running(tmp_path) as one:  # one CPU and 256 MiB
-        yield one
 
 
 @pytest.fixture

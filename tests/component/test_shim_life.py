@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,6 @@ from sealrun_protocol import messages
 from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 from sealrun_runtime.oci_config import Mount
 from simulators.guest import Guest
-
-
-@pytest.fixture
-def shim(tmp_path: Path) -> Iterator[Shim]:
-    with running(tmp_path) as one:
-        yield one
-
-
-@pytest.fixture
-def guest(shim: Shim) -> Iterator[Guest]:
-    with shim.guest() as one:
-        yield one
 
 
 def created(shim: Shim, guest: Guest) -> messages.CreateContainer:

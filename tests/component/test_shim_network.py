@@ -42,12 +42,6 @@ def shim(tmp_path: Path, inside: Netns) -> Iterator[Shim]:
         yield one
 
 
-@pytest.fixture
-def guest(shim: Shim) -> Iterator[Guest]:
-    with shim.guest() as one:
-        yield one
-
-
 def describe(guest: Guest) -> Network:
     """Done to the next ConfigureNetwork; what it said."""
     message = guest.expect(ConfigureNetwork)

@@ -6,29 +6,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.shim import Shim, alive, drain, memory_kib, running, wait
+from fixtures.shim import Shim, alive, drain, memory_kib, wait
 from sealrun_protocol import limits, messages
 from sealrun_protocol.messages import CreateContainer
 from simulators.guest import Guest
 
 MIB = 1 << 20
 EVERY_BYTE = bytes(range(256)) * 1024
-
-
-@pytest.fixture
-def shim(tmp_path: Path) -> Iterator[Shim]:
-    with running(tmp_path) as one:
-        yield one
-
-
-@pytest.fixture
-def guest(shim: Shim) -> Iterator[Guest]:
-    with shim.guest() as one:
-        yield one
 
 
 def begin(

@@ -15,12 +15,6 @@ VERBS = ("pause", "resume", "update", "ps", "stats")
 
 
 @pytest.fixture
-def shim(tmp_path: Path) -> Iterator[Shim]:
-    with running(tmp_path) as one:
-        yield one
-
-
-@pytest.fixture
 def guest(shim: Shim) -> Iterator[Guest]:
     """Of a created container."""
     with shim.guest() as one:

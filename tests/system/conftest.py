@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fixtures import oci
 from fixtures import podman as podmans
 from fixtures import registry as registries
 from fixtures import workload as workloads
@@ -33,6 +34,12 @@ def workload(
     """The test image, plain and encrypted, in the registry."""
     directory = tmp_path_factory.mktemp("workload")
     return workloads.publish(directory, registry, registries.key_pair(directory))
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle's root, with busybox in it."""
+    return oci.busybox_tree(tmp_path_factory.mktemp("tree") / "rootfs")
 
 
 @pytest.fixture(scope="session")

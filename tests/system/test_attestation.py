@@ -69,11 +69,6 @@ def runtime(settings: None) -> Iterator[oci.Runtime]:
     runtime.clean()
 
 
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return oci.busybox_tree(tmp_path_factory.mktemp("tree") / "rootfs")
-
-
 Bundle = Callable[[str, workloads.Annotations], Path]
 
 

@@ -20,11 +20,6 @@ DIFFERENCES = {
 }
 
 
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return oci.busybox_tree(tmp_path_factory.mktemp("tree") / "rootfs")
-
-
 @pytest.fixture(params=["runc", "sealrun"])
 def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[oci.Runtime]:
     binary = shutil.which(request.param)

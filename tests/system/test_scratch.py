@@ -58,11 +58,6 @@ def annotations(
 
 
 @pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return oci.busybox_tree(tmp_path_factory.mktemp("tree") / "rootfs")
-
-
-@pytest.fixture(scope="module")
 def runtime(
     tmp_path_factory: pytest.TempPathFactory, annotations: workloads.Annotations
 ) -> Iterator[oci.Runtime]:

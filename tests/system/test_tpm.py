@@ -54,11 +54,6 @@ def runtime(
 
 
 @pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return oci.busybox_tree(tmp_path_factory.mktemp("tree") / "rootfs")
-
-
-@pytest.fixture(scope="module")
 def pcrs(
     runtime: oci.Runtime, rootfs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, str]:

@@ -12,12 +12,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from fixtures import cli
+from fixtures import cli, snp_oracle
 from fixtures import firmware as firmwares
 from sealrun_vmm.measurement import igvm, vmsa
-from sevsnpmeasure import guest, vcpu_types
-from sevsnpmeasure.sev_mode import SevMode
-from sevsnpmeasure.vmm_types import VMMType
 
 QEMU = """#!/bin/sh
 case $1 in
@@ -166,18 +163,8 @@ def test_settings_that_cannot_be_read(world: cli.World, prefix: Path) -> None:
 def oracle(world: cli.World, prefix: Path, cpus: int, firmware: str = "fw") -> str:
     """What sev-snp-measure says of the same files."""
     image = prefix / "share/sealrun/guest"
-    digest: bytes = guest.calc_launch_digest(
-        SevMode.SEV_SNP,
-        cpus,
-        vcpu_types.CPU_SIGS["EPYC-v4"],
-        str(world.tmp / firmware),
-        str(image / "vmlinuz"),
-        str(image / "initrd"),
-        CMDLINE,
-        0x1,
-        vmm_type=VMMType.QEMU,
-    )
-    return digest.hex()
+    kernel, initrd = image / "vmlinuz", image / "initrd"
+    return snp_oracle.digest(world.tmp / firmware, kernel, initrd, CMDLINE, cpus).hex()
 
 
 def test_snp_by_qemu(world: cli.World, settings: Write, prefix: Path) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 from fixtures import firmware as firmwares
+from fixtures import snp_oracle
 from sealrun_vmm.errors import CannotMeasure
 from sealrun_vmm.measurement import igvm, kernel_hashes, vmsa
-from sevsnpmeasure import guest, vcpu_types
-from sevsnpmeasure.sev_mode import SevMode
-from sevsnpmeasure.vmm_types import VMMType
 
 SECTIONS = (
     (0x1000, 0x4000, 1),
@@ -41,19 +39,7 @@ def test_the_oracle_says_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int
 ) -> None:
     firmware = image(monkeypatch)
-    for name, data in (("fw", firmware), ("kernel", KERNEL), ("initrd", INITRD)):
-        (tmp_path / name).write_bytes(data)
-    expected = guest.calc_launch_digest(
-        SevMode.SEV_SNP,
-        cpus,
-        vcpu_types.CPU_SIGS["EPYC-v4"],
-        str(tmp_path / "fw"),
-        str(tmp_path / "kernel"),
-        str(tmp_path / "initrd"),
-        CMDLINE,
-        0x1,
-        vmm_type=VMMType.QEMU,
-    )
+    expected = snp_oracle.of_bytes(tmp_path, (firmware, KERNEL, INITRD), CMDLINE, cpus)
     file = igvm.parse(firmwares.igvm(firmware, states(cpus), SECTIONS))
     assert igvm.digest(file, HASHES, cpus) == expected
 

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 from fixtures import firmware as firmwares
+from fixtures import snp_oracle
 from sealrun_vmm.errors import CannotMeasure
 from sealrun_vmm.measurement import kernel_hashes, snp
 from sealrun_vmm.measurement.ovmf import Ovmf
-from sevsnpmeasure import guest, vcpu_types
-from sevsnpmeasure.sev_mode import SevMode
-from sevsnpmeasure.vmm_types import VMMType
 
 CMDLINE = "console=ttyS0 quiet"
 KERNEL, INITRD = b"a kernel" * 1000, b"an initrd" * 500
@@ -17,20 +15,7 @@ KERNEL, INITRD = b"a kernel" * 1000, b"an initrd" * 500
 
 def oracle(tmp_path: Path, image: bytes, cpus: int) -> bytes:
     """What sev-snp-measure says of the same VM."""
-    for name, data in (("fw", image), ("kernel", KERNEL), ("initrd", INITRD)):
-        (tmp_path / name).write_bytes(data)
-    found: bytes = guest.calc_launch_digest(
-        SevMode.SEV_SNP,
-        cpus,
-        vcpu_types.CPU_SIGS["EPYC-v4"],
-        str(tmp_path / "fw"),
-        str(tmp_path / "kernel"),
-        str(tmp_path / "initrd"),
-        CMDLINE,
-        0x1,
-        vmm_type=VMMType.QEMU,
-    )
-    return found
+    return snp_oracle.of_bytes(tmp_path, (image, KERNEL, INITRD), CMDLINE, cpus)
 
 
 def ours(image: bytes, cpus: int) -> bytes:
