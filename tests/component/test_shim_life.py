@@ -292,7 +292,6 @@ def test_a_shim_that_is_told_to_end_does_so_in_order(shim: Shim, guest: Guest, s
     if stage != "boot":
         (started if stage == "running" else created)(shim, guest)
     wait(lambda: "launched" in shim.log())
-    time.sleep(0.2)
     shim.process.send_signal(signal.SIGTERM)
     assert shim.gone() == 0
     assert not alive(vmm)

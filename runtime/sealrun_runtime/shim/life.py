@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 DATA_BYTES: Final = 512 << 20
 VMM_ROLE: Final = "vmm"
 
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_TOLD: Final = "the shim was told to end"
+
 
 def run(path: str, listener: int, planner: Planner) -> int:
     """Run the sandbox of the state directory `path`, which is the working directory; exit status.
@@ -63,6 +66,9 @@ async def _life(
     launched: Launched | None = None
     failure: ShimError | None = None
     pod = handover.pod
+    told: list[int] = []
+    for number in _ENDING:  # while there is no sandbox that could be called off
+        asyncio.get_running_loop().add_signal_handler(number, told.append, number)
 
     async def launch(wanted: Handover) -> Launched:
         place = network.of_bundle(wanted, directory)
@@ -91,6 +97,8 @@ async def _life(
         sandbox.boot(launched)
     if failure is not None:
         sandbox.fail(failure)
+    if told:
+        sandbox.call_off(_TOLD)
     await sandbox.run()
     if sandbox.empty:  # nobody will delete what belongs to nobody
         directory.clear()
@@ -100,8 +108,8 @@ async def _life(
 def _expect_trouble(sandbox: "Sandbox") -> None:
     """Signals, and exceptions in callbacks, end the sandbox in order."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, sandbox.call_off, "the shim was told to end")
+    for number in _ENDING:
+        loop.add_signal_handler(number, sandbox.call_off, _TOLD)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
     def broken(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
