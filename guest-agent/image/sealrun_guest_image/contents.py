@@ -43,8 +43,8 @@ MODULES: Final = {
     "virtio-1": ("virtio_net",),
     # the scratch disk's encryption asks for ciphers by name, and the guest has no modprobe
     "virtio-2": (
-        *("virtio_blk", "dm_integrity", "dm_crypt", "ghash_generic", "ctr", "gcm"),
-        *("aesni_intel", "ghash_clmulni_intel"),
+        *("virtio_blk", "dm_integrity", "dm_crypt", "dm_snapshot", "dm_zero"),
+        *("ghash_generic", "ctr", "gcm", "aesni_intel", "ghash_clmulni_intel"),
     ),
     "virtio-4": ("virtio_rng",),
     "virtio-5": ("virtio_balloon",),

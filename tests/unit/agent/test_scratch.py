@@ -31,6 +31,12 @@ def test_the_key_is_in_the_table_of_the_encryption_only() -> None:
     assert key.hex().encode() not in below.parameters
 
 
+def test_what_was_never_written_is_zeros_by_a_table_in_memory() -> None:
+    target = scratch.sparse("/dev/dm-2", "/dev/dm-1", 4096)
+    assert (target.length, target.kind) == (4096, "snapshot")
+    assert target.parameters == b"/dev/dm-2 /dev/dm-1 N 64"
+
+
 @pytest.mark.parametrize(("found", "usable"), [(8, 8), (4097, 4096), (1 << 40, 1 << 40)])
 def test_whole_sectors_are_used(found: int, usable: int) -> None:
     block = struct.pack("<8sBBHIQ", b"integrt\0", 5, 3, 28, 1, found).ljust(4096, b"\0")
