@@ -8,9 +8,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from simulators.registry import Simulator
 
 # Several processes share the cores: how long an example takes says nothing.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -74,3 +78,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         # A fixture of the module may have booted the VM some minutes before.
         report.sections += _logs(call.start - 300, *roots)
     return report  # type: ignore[return-value]
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Simulator]":
+    """A registry that answers what the test tells it to. Whoever is to come back comes back soon."""
+    from sealrun_agent.image import retry
+    from simulators import registry
+
+    monkeypatch.setattr(retry, "SECONDS", 0.005)
+    with registry.serve() as running:
+        yield running

@@ -171,7 +171,7 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ),
     ErrorCode.REGISTRY_DENIED: ErrorInfo(
         "the registry denies access to the image",
-        "give the guest credentials for it, or check the image's name",
+        "give the guest credentials for it, or for its proxy, or check the image's name",
     ),
     ErrorCode.REGISTRY_BUSY: ErrorInfo(
         "the registry limits how often it is asked",

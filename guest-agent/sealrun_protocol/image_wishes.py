@@ -8,18 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
-from sealrun_protocol import registries
+from sealrun_protocol import proxies, registries
+from sealrun_protocol.proxies import Proxy
 from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_uri
+from sealrun_protocol.urls import HOST, URL, has_port, url_endpoint
 
-_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST: Final = (
-    rf"(?:\[(?P<v6>[0-9A-Fa-f:.]{{2,45}})\]|(?P<host>(?=[^:/]{{1,253}}(?:[:/]|$)){_LABEL}(?:\.{_LABEL})*))"
-    r"(?::(?P<port>[0-9]{1,5}))?"
-)
-URL: Final = re.compile(
-    rf"(?P<scheme>https?)://{_HOST}(?P<path>(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*)/?"
-)
-_ENDPOINT: Final = re.compile(_HOST)
+_ENDPOINT: Final = re.compile(HOST)
 _REGISTRY: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 # Of cdh.toml's [image]: what is obeyed, and what says nothing about protection.
@@ -38,23 +32,6 @@ class WishInvalid(Exception):
     """The text names the member and what is wrong with it, in one line."""
 
 
-class Proxy(msgspec.Struct, frozen=True, kw_only=True):
-    """`[image.image_pull_proxy]`. https_proxy, http_proxy: `http://host:port`, for registries that are
-    spoken to with and without TLS; empty: none. no_proxy: hosts that are reached without, separated by
-    commas: a name stands for itself and all below it, `*` for everything."""
-
-    https_proxy: str = ""
-    http_proxy: str = ""
-    no_proxy: str = ""
-
-    def of(self, host: str, *, tls: bool) -> tuple[str, int] | None:
-        """The proxy's host and port for a registry's host (without brackets)."""
-        url = self.https_proxy if tls else self.http_proxy
-        if not url or any(_covers(rule.strip(), host) for rule in self.no_proxy.split(",")):
-            return None
-        return url_endpoint(url)
-
-
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """`[image]` of sealrun.toml.
 
@@ -69,7 +46,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     signature_lookaside: by scope of the docker transport (or "", for all others), the http(s) address
         below which simple signing's signatures lie.
     authenticated_registry_credentials_uri: kbs:/// URI of a containers-auth.json(5).
-    registry_config: containers-registries.conf(5). image_pull_proxy: see Proxy.
+    registry_config: containers-registries.conf(5). image_pull_proxy: see proxies.py.
     registry_endpoints: host:port of token servers and blob stores that registries send to, which the
         host's relay is to open.
     """
@@ -91,22 +68,13 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 def endpoints(image: Image) -> tuple[tuple[str, int], ...]:
     """(host, port) that the relay opens beside the places of the image itself."""
-    proxy = image.image_pull_proxy
-    urls = [*image.signature_lookaside.values(), proxy.https_proxy, proxy.http_proxy]
-    found = [url_endpoint(url) for url in urls if url]
+    found = [url_endpoint(url) for url in image.signature_lookaside.values()]
+    found += [(proxy.host, proxy.port) for proxy in image.image_pull_proxy.addresses()]
     for text in image.registry_endpoints:
         match = _ENDPOINT.fullmatch(text)
         assert match is not None  # `check` looked
         found.append((match["v6"] or match["host"], int(match["port"])))
     return tuple(found)
-
-
-def url_endpoint(url: str) -> tuple[str, int]:
-    """Host without brackets and port of a URL that `check` accepted."""
-    found = URL.fullmatch(url)
-    assert found is not None
-    default = 443 if found["scheme"] == "https" else 80
-    return found["v6"] or found["host"], int(found["port"] or default)
 
 
 def coco_members(table: dict[str, Any]) -> dict[str, Any]:
@@ -140,26 +108,15 @@ def check(image: Image) -> None:
     if image.image_security_policy and image.image_security_policy_uri:
         raise WishInvalid("image_security_policy and image_security_policy_uri exclude each other")
     for scope, url in image.signature_lookaside.items():
-        _check_url(f"signature_lookaside.{scope[:200]!a}", url, "http[s]://host[:port][/path]")
+        match = URL.fullmatch(url)
+        if match is None or (match["port"] and not has_port(match)):
+            name = f"signature_lookaside.{scope[:200]!a}"
+            raise WishInvalid(f"{name}: {url[:200]!a} is not http[s]://host[:port][/path]")
     proxy = image.image_pull_proxy
     for name, url in (("https_proxy", proxy.https_proxy), ("http_proxy", proxy.http_proxy)):
-        if url:
-            _check_url(f"image_pull_proxy.{name}", url, "http://host[:port]", proxy=True)
+        if url and not proxies.is_address(url):  # which may have a password in it
+            raise WishInvalid(f"image_pull_proxy.{name}: it is not {proxies.FORM}")
     for text in image.registry_endpoints:
         found = _ENDPOINT.fullmatch(text)
-        if found is None or not found["port"] or not 0 < int(found["port"]) < 65536:
+        if found is None or not has_port(found):
             raise WishInvalid(f"registry_endpoints: {text[:200]!a} is not host:port")
-
-
-def _check_url(name: str, url: str, form: str, *, proxy: bool = False) -> None:
-    found = URL.fullmatch(url)
-    unfit = proxy and found is not None and (found["scheme"] != "http" or found["path"])
-    if found is None or unfit or (found["port"] and not 0 < int(found["port"]) < 65536):
-        raise WishInvalid(f"{name}: {url[:200]!a} is not {form}")
-
-
-def _covers(rule: str, host: str) -> bool:
-    bare = rule.lower().strip("[]").removeprefix("*.").removeprefix(".")
-    return rule == "*" or (
-        bool(bare) and (host.lower() == bare or host.lower().endswith("." + bare))
-    )

@@ -26,7 +26,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from sealrun_protocol import image_wishes, limits, registries
-from sealrun_protocol.image_wishes import URL, Image
+from sealrun_protocol.image_wishes import Image
+from sealrun_protocol.proxies import Proxy
+from sealrun_protocol.urls import URL
 
 VERSION: Final = "0.1.0"
 ALGORITHMS: Final = ("sha256", "sha384", "sha512")
@@ -379,7 +381,7 @@ def _image(table: object, more: dict[str, Any]) -> Image:
             raise InitDataInvalid(f"{where}.registry_config: {error}") from error
         proxy = table.get("image_pull_proxy", {})
         if isinstance(proxy, dict):
-            known = image_wishes.Proxy.__struct_fields__
+            known = Proxy.__struct_fields__
             _refuse_unknown(proxy, known, f"{where}.image_pull_proxy")
     image = _section(table, Image, "image")
     try:

@@ -7,8 +7,11 @@ import pytest
 from fixtures import registry as registries
 from fixtures import workload as workloads
 from fixtures.agent import Host, agent
+from fixtures.pulling import Puller
 from fixtures.shim import Shim, running
+from simulators import registry as simulators
 from simulators.guest import Guest
+from simulators.registry import Simulator
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +28,19 @@ def tls_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registrie
     certificate = registries.certificate(directory / "certificates")
     with registries.serve(directory, certificate=certificate) as registry:
         yield registry
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Simulator]:
+    """Another host: a token service, or a storage that blobs are redirected to."""
+    with simulators.serve() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def puller(tmp_path: Path) -> Puller:
+    """Pulls into a directory of the test's own."""
+    return Puller(tmp_path / "store")
 
 
 @pytest.fixture(scope="session")

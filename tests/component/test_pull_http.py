@@ -2,66 +2,29 @@
 
 import json
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from fixtures import layers
 from fixtures.pulling import Puller
 from sealrun_agent.errors import AgentError, DialFailed
-from sealrun_agent.image import retry
 from sealrun_agent.image.pull import ImagePolicy
 from sealrun_protocol.errors import ErrorCode
 from simulators import registry as simulators
-from simulators.registry import Answer, Request, Simulator, blob_path, manifest_path
+from simulators.registry import Answer, Simulator, blob_path, manifest_path
 
 TAR = layers.tar([layers.file("file", b"content")])
 BLOB = layers.compress(TAR, "gzip")
 
 
-@pytest.fixture
-def simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    monkeypatch.setattr(retry, "SECONDS", 0.005)
-    with simulators.serve() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Simulator]:
-    """Another host: a token service, or a storage that blobs are redirected to."""
-    with simulators.serve() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def puller(tmp_path: Path) -> Puller:
-    return Puller(tmp_path / "store")
-
-
 def code_of(puller: Puller, reference: str, *insecure: str) -> ErrorCode:
-    with pytest.raises(AgentError) as caught:
-        puller(reference, ImagePolicy(insecure))
-    assert puller.left() == []
-    text = str(caught.value)
-    assert text.isprintable()
-    assert len(text) < 600
-    return caught.value.code
+    return puller.refused(reference, ImagePolicy(insecure)).code
 
 
 def guard(simulator: Simulator, realm: str, token: str) -> None:
     """Answer 401 to whoever has no token."""
-
-    def guarded(inner: simulators.Responder):
-        def answer(request: Request) -> Answer:
-            if request.headers.get("authorization") == f"Bearer {token}":
-                return inner if isinstance(inner, Answer) else inner(request)
-            challenge = f'Bearer realm="{realm}",service="the registry",scope="ignored"'
-            return Answer(b"{}", 401, {"WWW-Authenticate": challenge})
-
-        return answer
-
-    simulator.answers = {path: guarded(inner) for path, inner in simulator.answers.items()}
+    challenge = f'Bearer realm="{realm}",service="the registry",scope="ignored"'
+    simulator.guard(challenge, lambda sent: sent == f"Bearer {token}")
 
 
 @pytest.mark.parametrize("member", ["token", "access_token"])

@@ -110,14 +110,6 @@ def trusting(registry: Registry, **policy: Any) -> ImagePolicy:
     return ImagePolicy((registry.address,), **{"insecure_unpinned_keys": True, **policy})
 
 
-def refused(puller: Puller, reference: str, policy: ImagePolicy) -> AgentError:
-    with pytest.raises(AgentError) as caught:
-        puller(reference, policy)
-    assert puller.left() == []
-    assert str(caught.value).isprintable()
-    return caught.value
-
-
 def unpacked_by_umoci(layout: Path, bundle: Path) -> Path:
     registries.run(["umoci", "unpack", "--image", f"{layout}:latest", str(bundle)])
     return bundle / "rootfs"
@@ -209,10 +201,10 @@ def test_several_recipients_of_both_kinds(
         )
         one(reference, trusting(plain_registry))
     puller.keys = [stranger.private.read_bytes()]
-    error = refused(puller, reference, trusting(plain_registry))
+    error = puller.refused(reference, trusting(plain_registry))
     assert (error.code, error.phase) == (ErrorCode.KEY_WRONG, Phase.DECRYPT)
     puller.keys = []
-    assert refused(puller, reference, trusting(plain_registry)).code is (
+    assert puller.refused(reference, trusting(plain_registry)).code is (
         ErrorCode.KEY_NOT_CONFIGURED
     )
 
@@ -240,7 +232,7 @@ def test_keys_need_a_pin(
     puller.keys = [image_key.private.read_bytes()]
     for allowed in (None, (name,), (f"{name}:1",), (f"{plain_registry.address}/sealed/*",)):
         policy = trusting(plain_registry, allowed=allowed, insecure_unpinned_keys=False)
-        error = refused(puller, f"{name}:1", policy)
+        error = puller.refused(f"{name}:1", policy)
         assert error.code is ErrorCode.IMAGE_NOT_ALLOWED and digest in str(error), allowed
     pinned = trusting(plain_registry, allowed=(f"{name}@{digest}",), insecure_unpinned_keys=False)
     assert puller(f"{name}:1", pinned).digest == digest
@@ -257,7 +249,7 @@ def test_blobs_that_were_changed_on_the_registrys_disk(
         data[len(data) // 2] ^= 1
         blob.write_bytes(data)
         puller.keys = [image_key.private.read_bytes()]
-        error = refused(puller, f"{registry.address}/sealed/one:1", trusting(registry))
+        error = puller.refused(f"{registry.address}/sealed/one:1", trusting(registry))
         assert (error.code, error.phase) == (ErrorCode.DIGEST_MISMATCH, Phase.VERIFY)
 
 
@@ -371,7 +363,7 @@ def test_tls_with_another_ca(tls_registry: Registry, puller: Puller, tmp_path: P
     other = registries.certificate(tmp_path / "other")
     reference = f"{tls_registry.address}/tls/one:1"
     for certificates in ("", other.authority, "no certificate"):
-        error = refused(puller, reference, ImagePolicy(ca_certificates=certificates))
+        error = puller.refused(reference, ImagePolicy(ca_certificates=certificates))
         assert (error.code, error.phase) == (ErrorCode.REGISTRY_UNTRUSTED, Phase.PULL)
 
 
@@ -379,18 +371,18 @@ def test_tls_for_another_name(puller: Puller, tmp_path: Path) -> None:
     certificate = registries.certificate(tmp_path / "certificates", "127.0.0.2")
     with registries.serve(tmp_path / "registry", certificate=certificate) as registry:
         policy = ImagePolicy(ca_certificates=certificate.authority)
-        error = refused(puller, f"{registry.address}/tls/one:1", policy)
+        error = puller.refused(f"{registry.address}/tls/one:1", policy)
     assert error.code is ErrorCode.REGISTRY_UNTRUSTED
 
 
 def test_plain_http_must_be_named(plain_registry: Registry, puller: Puller) -> None:
-    error = refused(puller, f"{plain_registry.address}/a:1", ImagePolicy())
+    error = puller.refused(f"{plain_registry.address}/a:1", ImagePolicy())
     assert error.code is ErrorCode.REGISTRY_UNTRUSTED
     assert plain_registry.address in str(error)
 
 
 def test_tls_where_plain_http_was_named(tls_registry: Registry, puller: Puller) -> None:
-    error = refused(puller, f"{tls_registry.address}/a:1", ImagePolicy((tls_registry.address,)))
+    error = puller.refused(f"{tls_registry.address}/a:1", ImagePolicy((tls_registry.address,)))
     assert error.code is ErrorCode.REGISTRY_PROTOCOL
 
 
@@ -398,7 +390,7 @@ def test_unknown_images(plain_registry: Registry, puller: Puller, layout: Path) 
     registries.push(layout, plain_registry, "known/image:1")
     unknown = ["known/image:2", "unknown/image:1", f"known/image@sha256:{'0' * 64}"]
     for name in unknown:
-        error = refused(puller, f"{plain_registry.address}/{name}", trusting(plain_registry))
+        error = puller.refused(f"{plain_registry.address}/{name}", trusting(plain_registry))
         assert (error.code, error.phase) == (ErrorCode.IMAGE_NOT_FOUND, Phase.PULL)
         assert plain_registry.address in str(error)
 
@@ -406,7 +398,7 @@ def test_unknown_images(plain_registry: Registry, puller: Puller, layout: Path) 
 def test_nobody_listens(puller: Puller) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    error = refused(puller, f"{address}/a:1", ImagePolicy((address,)))
+    error = puller.refused(f"{address}/a:1", ImagePolicy((address,)))
     assert error.code is ErrorCode.REGISTRY_UNREACHABLE
     assert address in str(error)
 
@@ -459,7 +451,7 @@ def test_no_space(plain_registry: Registry, layout: Path, tmp_path: Path) -> Non
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(directory)], check=True)
     try:
         reference = f"{plain_registry.address}/space/one:1"
-        error = refused(Puller(directory), reference, trusting(plain_registry))
+        error = Puller(directory).refused(reference, trusting(plain_registry))
         assert error.code is ErrorCode.NO_SPACE
         assert "of 2 MiB" in str(error)
         assert os.statvfs(directory).f_bfree > 450  # of 512 pages

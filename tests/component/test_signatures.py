@@ -16,7 +16,6 @@ from fixtures import layers, signing
 from fixtures.pulling import Puller
 from fixtures.signing import OPENPGP, Gpg, payload, pem, sign
 from sealrun_agent.errors import AgentError
-from sealrun_agent.image import retry
 from sealrun_agent.image.pull import ImagePolicy
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
@@ -35,14 +34,6 @@ def gpgs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gpg, Gpg]]:
     homes = tmp_path_factory.mktemp("gpg")
     with signing.gpg(homes / "a") as one, signing.gpg(homes / "b", "other") as two:
         yield one, two
-
-
-@pytest.fixture
-def simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    monkeypatch.setattr(retry, "SECONDS", 0.005)
-    with simulators.serve() as simulator:
-        simulator.answers["/v2/"] = Answer(b"{}")  # skopeo looks whether there is a registry
-        yield simulator
 
 
 class World(NamedTuple):
@@ -109,6 +100,7 @@ class World(NamedTuple):
 @pytest.fixture
 def world(tmp_path: Path, simulator: Simulator) -> World:
     reference = simulator.publish([TAR])
+    simulator.answers["/v2/"] = Answer(b"{}")  # skopeo looks whether there is a registry
     manifest = simulator.answers[manifest_path("1")]
     assert isinstance(manifest, Answer)
     digest = layers.digest(manifest.body)

@@ -100,6 +100,20 @@ class Simulator:
         self.manifest(json.dumps(document).encode(), "1")
         return f"{self.address}/{REPOSITORY}:1"
 
+    def guard(self, challenge: str, good: Callable[[str], bool]) -> None:
+        """Answer 401 with a challenge where the Authorization header is not good, to all that is
+        offered by now."""
+
+        def guarded(inner: Responder) -> Responder:
+            def answer(request: Request) -> Answer:
+                if good(request.headers.get("authorization", "")):
+                    return inner if isinstance(inner, Answer) else inner(request)
+                return Answer(b"{}", 401, {"WWW-Authenticate": challenge})
+
+            return answer
+
+        self.answers = {path: guarded(inner) for path, inner in self.answers.items()}
+
 
 def blob_path(data: bytes) -> str:
     """Where a blob is asked for."""
@@ -125,6 +139,10 @@ def serve() -> Iterator[Simulator]:
 
         def do_GET(self) -> None:
             """Answer as told."""
+            self._answer(b"")
+
+        def do_CONNECT(self) -> None:
+            """Answer as told: it is no proxy."""
             self._answer(b"")
 
         def _answer(self, body: bytes) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 import msgspec
-from sealrun_protocol import image_wishes, limits
+from sealrun_protocol import limits, urls
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import PullError, VerifyError
@@ -142,9 +142,9 @@ class Admission:
                 digest,
                 "OpenPGP signatures are asked for, and signature_lookaside does not say where they are",
             )
-        found = image_wishes.URL.fullmatch(url)
+        found = urls.URL.fullmatch(url)
         assert found is not None  # init-data was checked
-        endpoint = Endpoint(*image_wishes.url_endpoint(url), found["scheme"] == "https")
+        endpoint = Endpoint(*urls.url_endpoint(url), found["scheme"] == "https")
         base = f"{found['path']}/{self._reference.repository}@{digest.replace(':', '=')}"
         number = 1
         while True:

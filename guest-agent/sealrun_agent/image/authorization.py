@@ -5,10 +5,13 @@
   repository, whatever the registry asks for.
 - A token that is about to expire is replaced before it is sent, one that the registry refuses once.
 - Credentials are fetched when a registry first asks for any, and only those for this registry are used.
+- All connections of a pull share a repository's token: one of them fetches it, the others wait for that.
 """
 
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 from urllib.parse import urlencode
 
@@ -36,38 +39,59 @@ class _Token(msgspec.Struct, frozen=True):
     expires_in: float = _LIFE_SECONDS
 
 
+class Authorizations:
+    """Of all repositories of one pull. Any thread. credential: of registry/repository."""
+
+    def __init__(self, credential: Callable[[str], Credential | None]) -> None:
+        self._credential = credential
+        self._lock = threading.Lock()
+        self._made: dict[tuple[Endpoint, str], Authorization] = {}
+
+    def of(self, home: Endpoint, name: str) -> "Authorization":
+        """For registry/repository, whose registry is at `home`."""
+        with self._lock:
+            if (home, name) not in self._made:
+                self._made[home, name] = Authorization(home, name, self._credential)
+            return self._made[home, name]
+
+
 class Authorization:
-    """For the repository (path) of a registry at `home`. credential: None for an anonymous one."""
+    """For registry/repository (name) at `home`. Any thread. credential: None for an anonymous one."""
 
     def __init__(
-        self,
-        http: HttpClient,
-        home: Endpoint,
-        repository: str,
-        credential: Callable[[], Credential | None],
+        self, home: Endpoint, name: str, credential: Callable[[str], Credential | None]
     ) -> None:
-        self._http = http
         self._home = home
-        self._repository = repository
-        self._credential = credential
+        self._repository = name.partition("/")[2]
+        self._credential = partial(credential, name)
+        self._lock = threading.Lock()
         self._identity_token = ""
         self._header = ""
         self._expires = float("inf")
         self._challenge: Challenge | None = None
 
-    def header(self, what: str) -> str:
-        """What to send now, "" for nothing. Raises Broken, PullError."""
-        if self._challenge is not None and time.monotonic() > self._expires:
-            self._header = self._token(self._challenge, what)
-        return self._header
+    def header(self, http: HttpClient, what: str) -> str:
+        """What to send now, "" for nothing. http: to ask a token service by. Raises Broken, PullError."""
+        with self._lock:
+            if self._challenge is not None and time.monotonic() > self._expires:
+                self._header = self._token(http, self._challenge, what)
+            return self._header
 
-    def meet(self, challenges: tuple[Challenge, ...], what: str) -> None:
-        """Get what the registry asks for. Raises Broken, PullError."""
+    def meet(
+        self, http: HttpClient, challenges: tuple[Challenge, ...], sent: str, what: str
+    ) -> None:
+        """Get what the registry asks for, which refused what was sent. Raises Broken, PullError."""
+        with self._lock:
+            if self._header == sent:
+                self._meet(http, challenges, what)
+            # Else another connection was faster.
+
+    def _meet(self, http: HttpClient, challenges: tuple[Challenge, ...], what: str) -> None:
         offered = {challenge.scheme: challenge for challenge in reversed(challenges)}
         bearer, basic = offered.get("bearer"), offered.get("basic")
         if bearer is not None and bearer.parameters.get("realm"):
             self._challenge = bearer
-            self._header = self._token(bearer, what)
+            self._header = self._token(http, bearer, what)
             return
         credential = self._credential() if basic is not None else None
         if credential is None or not credential.username or self._header == credential.basic:
@@ -76,7 +100,7 @@ class Authorization:
             )
         self._header = credential.basic
 
-    def _token(self, challenge: Challenge, what: str) -> str:
+    def _token(self, http: HttpClient, challenge: Challenge, what: str) -> str:
         credential = self._credential()
         if credential is not None and credential.registry_token:
             return f"Bearer {credential.registry_token}"
@@ -84,8 +108,8 @@ class Authorization:
         if service := challenge.parameters.get("service"):
             wish["service"] = service
         realm = challenge.parameters["realm"]
-        place = self._http.place(realm, Place(self._home, "/"), "a token")
-        answer = self._asked(place, wish, credential, what)
+        place = http.place(realm, Place(self._home, "/"), "a token")
+        answer = self._asked(http, place, wish, credential, what)
         token = answer.token or answer.access_token
         if not token or not is_printable(token):
             raise PullError(
@@ -97,7 +121,12 @@ class Authorization:
         return f"Bearer {token}"
 
     def _asked(
-        self, place: Place, wish: dict[str, str], credential: Credential | None, what: str
+        self,
+        http: HttpClient,
+        place: Place,
+        wish: dict[str, str],
+        credential: Credential | None,
+        what: str,
     ) -> _Token:
         authorization, body, headers = "", None, {}
         identity = self._identity_token or (credential.identity_token if credential else "")
@@ -111,7 +140,7 @@ class Authorization:
                 wish |= {"account": credential.username}
             separator = "&" if "?" in place.target else "?"
             place = Place(place.endpoint, f"{place.target}{separator}{urlencode(wish)}")
-        exchange = self._http.ask(
+        exchange = http.ask(
             place, headers, f"a token for {what}", authorization=authorization, body=body
         )
         try:
@@ -123,7 +152,7 @@ class Authorization:
                 raise refusal(exchange, f"a token for {what}")
             return _decoded(exchange.body(ANSWER_BYTES))
         finally:
-            self._http.finish(exchange)
+            http.finish(exchange)
 
     def _denied(self, what: str, cause: str, by: Endpoint | None = None) -> PullError:
         return PullError(

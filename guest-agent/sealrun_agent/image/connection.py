@@ -1,12 +1,10 @@
 """HTTP/1.1 to one endpoint over a dialled connection: http.client with our transport and limits.
 
 What may be tried again is raised as `Broken`, what may not as PullError; both name the endpoint.
-`ssl` is imported where TLS is spoken.
 """
 
 import http.client
 import io
-import os
 import socket
 import time
 from collections.abc import Mapping
@@ -17,13 +15,15 @@ from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import DialFailed, PullError
+from sealrun_agent.image import tls
+from sealrun_agent.image.via import Via
 
 if TYPE_CHECKING:
     import ssl
 
     from _typeshed import WriteableBuffer
 
-SYSTEM_CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
+_UNAUTHORIZED_BY_PROXY: Final = 407
 
 
 class Broken(Exception):
@@ -56,13 +56,13 @@ class Connection:
         endpoint: Endpoint,
         dial: Dial,
         context: "ssl.SSLContext | None",
-        proxy: tuple[str, int] | None = None,
+        via: Via | None,
     ) -> None:
-        """proxy: host and port of an HTTP proxy that leads there."""
+        """context: for TLS, where endpoint or proxy speak it. via: a proxy that leads there."""
         self.endpoint = endpoint
-        self._http = _HttpConnection(endpoint, dial, context, proxy)
+        self._http = _HttpConnection(endpoint, dial, context, via)
         # A proxy that is given plain http gets the whole address (RFC 9112, 3.2.2).
-        self._prefix = f"http://{endpoint}" if proxy and not endpoint.tls else ""
+        self._whole = via if not endpoint.tls else None
 
     def get(self, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Send GET and read the response's head. Raises Broken, PullError(ENDPOINT_REFUSED,
@@ -76,6 +76,21 @@ class Connection:
         return self._asked("POST", target, headers, body)
 
     def _asked(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+    ) -> http.client.HTTPResponse:
+        if self._whole is None:
+            return self._alive(method, target, headers, body)
+        target = f"http://{self.endpoint}{target}"
+        while True:
+            sent = self._whole.authorization
+            shown = {"Proxy-Authorization": sent} if sent else {}
+            response = self._alive(method, target, {**headers, **shown}, body)
+            if response.status != _UNAUTHORIZED_BY_PROXY:
+                return response
+            self.close()
+            self._whole.meet(sent, str(self.endpoint))
+
+    def _alive(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> http.client.HTTPResponse:
         reused = self._http.sock is not None
@@ -102,7 +117,7 @@ class Connection:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> http.client.HTTPResponse:
         try:
-            self._http.request(method, self._prefix + target, body, dict(headers))
+            self._http.request(method, target, body, dict(headers))
             return self._http.getresponse()
         except (OSError, http.client.HTTPException) as error:
             self.close()
@@ -117,32 +132,13 @@ class Connection:
         )
 
 
-def tls_context(certificates: str) -> "ssl.SSLContext":
-    """Trusts the guest image's certificates, where it has any, and `certificates` (PEM). Raises
-    PullError(REGISTRY_UNTRUSTED)."""
-    import ssl
-
-    context = ssl.create_default_context(
-        cafile=SYSTEM_CERTIFICATES if os.path.exists(SYSTEM_CERTIFICATES) else None
-    )
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if certificates:
-        try:
-            context.load_verify_locations(cadata=certificates)
-        except (ssl.SSLError, ValueError) as error:
-            raise PullError(
-                ErrorCode.REGISTRY_UNTRUSTED, "cannot read the CA certificates of the init-data"
-            ) from error
-    return context
-
-
 class _HttpConnection(http.client.HTTPConnection):
     def __init__(
         self,
         endpoint: Endpoint,
         dial: Dial,
         context: "ssl.SSLContext | None",
-        proxy: tuple[str, int] | None,
+        via: Via | None,
     ) -> None:
         super().__init__(endpoint.host, endpoint.port)
         self.default_port = 443 if endpoint.tls else 80  # so that the Host header is as expected
@@ -150,64 +146,67 @@ class _HttpConnection(http.client.HTTPConnection):
         self._endpoint = endpoint
         self._dial = dial
         self._context = context
-        self._proxy = proxy
+        self._via = via
 
     def connect(self) -> None:
-        host, port = self._proxy or (self._endpoint.host, self._endpoint.port)
-        through = f" through the proxy {host}:{port}" if self._proxy else ""
+        """Raises PullError, OSError, HTTPException."""
+        while True:
+            stream = self._reached()
+            if self._via is None or not self._endpoint.tls or self._tunnelled(stream, self._via):
+                break
+        self.sock = (
+            self._encrypted(stream, self._endpoint.host, str(self._endpoint))
+            if self._endpoint.tls
+            else stream
+        )
+
+    def _reached(self) -> socket.socket:
+        """A connection to the endpoint, or to the proxy."""
+        via = self._via
+        host, port = (via.address if via else self._endpoint)[:2]
         try:
             plain = self._dial(host, port)
         except DialFailed as error:
             code = ErrorCode.ENDPOINT_REFUSED if error.refused else ErrorCode.REGISTRY_UNREACHABLE
-            raise PullError(code, f"cannot reach {self._endpoint}{through}: {error}") from error
+            raise PullError(code, f"cannot reach {self._shown()}: {error}") from error
         plain.settimeout(limits.HTTP_SECONDS)
-        if self._proxy and self._endpoint.tls:
-            self._tunnelled(plain, through)
-        self.sock = self._encrypted(plain) if self._endpoint.tls else plain
+        if via is not None and via.address.tls:
+            return self._encrypted(plain, host, str(via))
+        return plain
 
-    def _tunnelled(self, plain: socket.socket, through: str) -> None:
-        """Have the proxy connect the socket to the endpoint (RFC 9110, 9.3.6)."""
+    def _tunnelled(self, stream: socket.socket, via: Via) -> bool:
+        """Have the proxy connect the stream to the endpoint (RFC 9110, 9.3.6). False: to be tried
+        again, with another authorization."""
         host = f"[{self._endpoint.host}]" if ":" in self._endpoint.host else self._endpoint.host
-        authority = f"{host}:{self._endpoint.port}"
+        authority, sent = f"{host}:{self._endpoint.port}", via.authorization
+        shown = f"Proxy-Authorization: {sent}\r\n" if sent else ""
+        head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{shown}\r\n"
         try:
-            plain.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
-            response = _Response(plain, method="CONNECT")
-            response.begin()
+            stream.sendall(head.encode())
+            with _Response(stream, method="CONNECT") as response:
+                response.begin()
+                status = response.status
         except (OSError, http.client.HTTPException):
-            plain.close()
+            stream.close()
             raise
-        status = response.status
-        response.close()
-        if status != 200:
-            plain.close()
+        if status == 200:
+            return True
+        stream.close()
+        if status != _UNAUTHORIZED_BY_PROXY:
             raise PullError(
                 ErrorCode.REGISTRY_UNREACHABLE,
-                f"cannot reach {self._endpoint}{through}: it answers {status}",
+                f"cannot reach {self._shown()}: it answers {status}",
             )
+        via.meet(sent, str(self._endpoint))
+        return False
 
-    def _encrypted(self, plain: socket.socket) -> socket.socket:
-        import ssl
-
+    def _encrypted(self, stream: socket.socket, host: str, shown: str) -> socket.socket:
         assert self._context is not None
-        try:
-            return self._context.wrap_socket(plain, server_hostname=self._endpoint.host)
-        except ssl.SSLCertVerificationError as error:
-            plain.close()
-            raise PullError(
-                ErrorCode.REGISTRY_UNTRUSTED,
-                f"the certificate of {self._endpoint} is not trusted: {error.verify_message}",
-            ) from error
-        except ssl.SSLError as error:
-            plain.close()
-            if isinstance(error, ssl.SSLEOFError):
-                raise  # it was cut
-            raise PullError(
-                ErrorCode.REGISTRY_UNTRUSTED,
-                f"cannot speak TLS with {self._endpoint}: {error.reason or error}",
-            ) from error
-        except OSError:
-            plain.close()
-            raise
+        # What is nested is not a socket, but all of one that is used here.
+        return tls.wrapped(self._context, stream, host, shown)  # type: ignore[return-value]
+
+    def _shown(self) -> str:
+        return f"{self._endpoint} through {self._via}" if self._via else str(self._endpoint)
 
 
 class _Response(http.client.HTTPResponse):

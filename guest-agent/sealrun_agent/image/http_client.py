@@ -1,4 +1,4 @@
-"""Requests to registries and to what they send us to: TLS or not, proxies, redirects.
+"""Requests to registries and to what they send us to: TLS or not, redirects.
 
 What may be spoken to in plain http is said by the policy: no redirect and no token service leads from TLS
 to plain http elsewhere. Authorization is for the endpoint that it was made for: a redirect to another host,
@@ -7,20 +7,17 @@ port or scheme loses it, and does not get it back by coming home.
 
 from collections.abc import Mapping
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 
-from sealrun_agent.dial import Dial
 from sealrun_agent.errors import PullError
-from sealrun_agent.image.connection import Broken, Connection, Endpoint, tls_context
+from sealrun_agent.image.connection import Broken, Connection, Endpoint
 from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.reference import split_registry
-
-if TYPE_CHECKING:
-    import ssl
+from sealrun_agent.image.ways import Ways
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -60,10 +57,9 @@ def cut(endpoint: Endpoint) -> Broken:
 class HttpClient:
     """One request at a time. A connection to each of `homes` is kept; close it when done."""
 
-    def __init__(self, policy: ImagePolicy, dial: Dial) -> None:
+    def __init__(self, policy: ImagePolicy, ways: Ways) -> None:
         self._policy = policy
-        self._dial = dial
-        self._context: ssl.SSLContext | None = None
+        self._ways = ways
         self._insecure = {_plain(name) for name in policy.insecure_registries}
         self._kept: dict[Endpoint, Connection] = {}
         self._homes: set[Endpoint] = set()
@@ -154,10 +150,7 @@ class HttpClient:
     def _connected(self, endpoint: Endpoint) -> Connection:
         if endpoint in self._kept:
             return self._kept[endpoint]
-        if endpoint.tls and self._context is None:
-            self._context = tls_context(self._policy.ca_certificates)
-        proxy = self._policy.proxy.of(endpoint.host, tls=endpoint.tls)
-        connection = Connection(endpoint, self._dial, self._context, proxy)
+        connection = self._ways.connection(endpoint)
         if endpoint in self._homes:
             self._kept[endpoint] = connection
         return connection

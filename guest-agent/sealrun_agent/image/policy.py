@@ -14,7 +14,7 @@ wrote the reference could put any digest beside it.
 from typing import NamedTuple
 
 from sealrun_protocol.errors import ErrorCode
-from sealrun_protocol.image_wishes import Proxy
+from sealrun_protocol.proxies import Proxy
 from sealrun_protocol.registries import NONE, Configuration
 
 from sealrun_agent.errors import VerifyError

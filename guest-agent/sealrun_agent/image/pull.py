@@ -35,6 +35,7 @@ from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import PullError, VerifyError
 from sealrun_agent.image.admission import Admission
+from sealrun_agent.image.authorization import Authorizations
 from sealrun_agent.image.credentials import Safe
 from sealrun_agent.image.decrypt import Keys, LayerKey, Opener
 from sealrun_agent.image.filling import Filling, Progress
@@ -56,6 +57,7 @@ from sealrun_agent.image.relay import Fetch, HostCache, Relay
 from sealrun_agent.image.source import Source
 from sealrun_agent.image.store import Claim, Image, Store
 from sealrun_agent.image.stream import verified
+from sealrun_agent.image.ways import Ways
 from sealrun_agent.wipe import wipe
 
 __all__ = ["Image", "ImagePolicy", "Keys", "Progress", "pull"]
@@ -89,8 +91,7 @@ def pull(
         with telling:
             progress(phase, text, done, total)
 
-    safe = Safe(policy.credentials_uri, keys.resource)
-    registry = partial(Registry, wanted, policy, dial, safe)
+    registry = _registry(wanted, policy, dial, keys)
     cache = HostCache(fetch, lambda text: told(Phase.PULL, text, 0, 0)) if fetch else None
 
     def connected() -> Source:
@@ -119,6 +120,14 @@ def pull(
                 wipe(key.symkey for key in layer_keys.values())
             layers = _published(claim)
     return Image(str(wanted), digests[-1], config, layers)
+
+
+def _registry(
+    wanted: Reference, policy: ImagePolicy, dial: Dial, keys: Keys
+) -> Callable[[], Registry]:
+    """Connections to where the image comes from. They share credentials, tokens and ways."""
+    find = Safe(policy.credentials_uri, keys.resource).find
+    return partial(Registry, wanted, policy, Ways(policy, dial, find), Authorizations(find))
 
 
 def _named(reference: str, policy: ImagePolicy) -> Reference:

@@ -9,28 +9,29 @@ of the mirrors.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from sealrun_protocol import registries
 from sealrun_protocol.errors import ErrorCode
 
-from sealrun_agent.dial import Dial
 from sealrun_agent.errors import PullError, VerifyError
-from sealrun_agent.image.credentials import Safe
+from sealrun_agent.image.authorization import Authorizations
 from sealrun_agent.image.http_client import HttpClient
 from sealrun_agent.image.manifest import Descriptor
 from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.reference import Reference
 from sealrun_agent.image.repository import Repository
 from sealrun_agent.image.stream import Chunks
+from sealrun_agent.image.ways import Ways
 
 
 class Registry:
     """The repository of `reference`. One request at a time; close it when done."""
 
-    def __init__(self, reference: Reference, policy: ImagePolicy, dial: Dial, safe: Safe) -> None:
-        """safe: has the credentials. Raises PullError(REGISTRY_BLOCKED)."""
-        self.http = HttpClient(policy, dial)
+    def __init__(
+        self, reference: Reference, policy: ImagePolicy, ways: Ways, authorizations: Authorizations
+    ) -> None:
+        """Raises PullError(REGISTRY_BLOCKED)."""
+        self.http = HttpClient(policy, ways)
         try:
             sources = registries.sources(
                 policy.registries, reference.name, reference.tag, reference.digest
@@ -39,9 +40,7 @@ class Registry:
             raise PullError(
                 ErrorCode.REGISTRY_BLOCKED, f"cannot fetch {reference}: {error} by the init-data"
             ) from error
-        self._repositories = [
-            Repository(source, self.http, partial(safe.find, source.name)) for source in sources
-        ]
+        self._repositories = [Repository(source, self.http, authorizations) for source in sources]
         self._failures: list[str] = []
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ read before skipped.
 """
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Final
 
@@ -17,9 +17,8 @@ from sealrun_protocol.registries import Source
 
 from sealrun_agent.errors import PullError, VerifyError
 from sealrun_agent.image import challenge
-from sealrun_agent.image.authorization import ANSWER_BYTES, Authorization
+from sealrun_agent.image.authorization import ANSWER_BYTES, Authorizations
 from sealrun_agent.image.connection import Broken
-from sealrun_agent.image.credentials import Credential
 from sealrun_agent.image.http_client import Exchange, HttpClient, Place, cut
 from sealrun_agent.image.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from sealrun_agent.image.refusal import refusal
@@ -35,17 +34,15 @@ _HOSTS: Final = {"docker.io": "registry-1.docker.io"}
 
 
 class Repository:
-    """Of `source`. credential: what to show where the registry asks."""
+    """Of `source`. authorizations: what to show where the registry asks."""
 
-    def __init__(
-        self, source: Source, http: HttpClient, credential: Callable[[], Credential | None]
-    ) -> None:
+    def __init__(self, source: Source, http: HttpClient, authorizations: Authorizations) -> None:
         self.name = source.name
         self._path = source.name.partition("/")[2]
         self._http = http
         host = _HOSTS.get(source.registry, source.registry)
         self._home = http.home(host, insecure=source.insecure)
-        self._authorization = Authorization(http, self._home, self._path, credential)
+        self._authorization = authorizations.of(self._home, self.name)
 
     def manifest(self, version: str) -> tuple[bytes, str]:
         """A manifest or index by tag or digest: its bytes and its Content-Type. Raises PullError,
@@ -172,7 +169,7 @@ class Repository:
         """Answer a challenge, once."""
         challenged = False
         while True:
-            authorization = self._authorization.header(what)
+            authorization = self._authorization.header(self._http, what)
             exchange = self._http.ask(
                 Place(self._home, path), headers, what, authorization=authorization
             )
@@ -186,7 +183,8 @@ class Repository:
                 exchange.body(ANSWER_BYTES)
             finally:
                 self._http.finish(exchange)
-            self._authorization.meet(challenge.parse(", ".join(given)), what)
+            challenges = challenge.parse(", ".join(given))
+            self._authorization.meet(self._http, challenges, authorization, what)
             challenged = True
 
 

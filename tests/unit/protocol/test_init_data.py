@@ -377,9 +377,7 @@ def test_what_the_relay_is_to_open_for_registries() -> None:
     }  # fmt: skip
     assert read.image.registry_config.registry[0].mirror[0].pull_from_mirror == "digest-only"
     proxy = read.image.image_pull_proxy
-    assert proxy.of("r.example", tls=True) == ("proxy.example", 3128)
-    assert proxy.of("r.example", tls=False) is None
-    assert proxy.of("a.corp.example", tls=True) is proxy.of("10.0.0.1", tls=True) is None
+    assert str(proxy.of("r.example", 443, tls=True)) == "proxy.example:3128"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +386,7 @@ def test_what_the_relay_is_to_open_for_registries() -> None:
         ("registry_endpoints = ['a.example']", "image.registry_endpoints: 'a.example' is not host:port"),
         ("registry_config = {registry = [{prefx = 'a'}]}", "registry_config: registry: unknown name"),
         ("image_pull_proxy = {https_proxi = 'a'}", "unknown name 'https_proxi'"),
-        ("image_pull_proxy = {https_proxy = 'https://a.example'}", "is not http://host"),
+        ("image_pull_proxy = {https_proxy = 'socks://a.example'}", "https_proxy: it is not http"),
         ("signature_lookaside = {'' = 'file:///x'}", "is not http"),
         ("image_security_policy_uri = 'file:///x'", "image_security_policy_uri"),
         ("image_security_policy = '{}'\nimage_security_policy_uri = 'kbs:///a/b/c'", "exclude"),
@@ -398,6 +396,12 @@ def test_what_the_relay_is_to_open_for_registries() -> None:
 def test_registries_that_are_refused(ours: str, said: str) -> None:
     with pytest.raises(InitDataInvalid, match=said):
         parse(container(ours=f"[image]\n{ours}\n"))
+
+
+def test_a_proxy_s_password_is_not_told() -> None:
+    with pytest.raises(InitDataInvalid) as caught:
+        parse(container(ours="[image.image_pull_proxy]\nhttp_proxy = 'http://a:secret@b/c'\n"))
+    assert "secret" not in str(caught.value)
 
 
 def test_what_coco_s_data_hub_says_of_images() -> None:
