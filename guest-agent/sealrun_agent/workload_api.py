@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 from sealrun_protocol import limits
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import AgentError, BootError
@@ -201,7 +202,7 @@ class WorkloadApi:
 
     def _event(self, request: _Request) -> tuple[str, bytes]:
         try:
-            event = msgspec.json.decode(request.body, type=_Event)
+            event = from_json(request.body, _Event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _Refused(400, "the body is not {domain, operation, content}") from error
         words = (event.domain, event.operation)

@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from sealrun_protocol import image_wishes, limits, registries
+from sealrun_protocol.decoding import from_values
 from sealrun_protocol.image_wishes import Image
 from sealrun_protocol.proxies import Proxy
 from sealrun_protocol.urls import URL
@@ -397,7 +398,7 @@ def _section(table: object, kind: type[_Section], name: str) -> _Section:
         raise InitDataInvalid(f"{where} must be a table")
     _refuse_unknown(table, kind.__struct_fields__, where)
     try:
-        return msgspec.convert(table, kind)
+        return from_values(table, kind)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
         raise InitDataInvalid(f"{where}.{place.rstrip('`')}: {reason.lower()}") from error

@@ -19,6 +19,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from sealrun_protocol.decoding import from_values
+
 _SOURCES: Final = 32  # of one image
 _ENTRIES: Final = 1024
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
@@ -92,7 +94,7 @@ def parse(table: object) -> Configuration:
     """Read and check the document's TOML tables. Raises RegistriesInvalid."""
     _refuse_unknown(table)
     try:
-        read = msgspec.convert(table, Configuration)
+        read = from_values(table, Configuration)
     except msgspec.ValidationError as error:
         raise RegistriesInvalid(str(error).lower().replace(" - at `$.", ": at `")) from error
     if len(read.registry) > _ENTRIES or len(read.aliases) > _ENTRIES:

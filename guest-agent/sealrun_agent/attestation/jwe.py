@@ -10,6 +10,7 @@ another text of it.
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from sealrun_protocol.decoding import from_json
 
 from sealrun_agent.jose import (
     CONTENT_ENCRYPTION,
@@ -55,8 +56,8 @@ def open_jwe(text: bytes, key: "EllipticCurvePrivateKey | RSAPrivateKey") -> byt
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     try:
-        jwe = msgspec.json.decode(text, type=_Jwe)
-        header = msgspec.json.decode(decode(jwe.protected), type=_Header)
+        jwe = from_json(text, _Jwe)
+        header = from_json(decode(jwe.protected), _Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise JweInvalid(f"it is not a flattened JWE: {error}") from error
     elliptic = isinstance(key, EllipticCurvePrivateKey)

@@ -30,6 +30,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from sealrun_protocol import limits
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.init_data import Broker, InitData
 from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_uri
@@ -197,7 +198,7 @@ class KeyBroker:
         if answer.status != HTTPStatus.OK:
             raise self._unexpected("attest", answer)
         try:
-            attested = msgspec.json.decode(answer.body, type=_Attested)
+            attested = from_json(answer.body, _Attested)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._http.violation("attest: its answer is not {token}") from error
         if len(attested.token) > limits.BROKER_TOKEN_BYTES:
@@ -217,7 +218,7 @@ class KeyBroker:
             # Nothing was judged yet: the broker speaks another version, or is no broker.
             raise self._unexpected("auth", answer)
         try:
-            challenge = msgspec.json.decode(answer.body, type=_Challenge)
+            challenge = from_json(answer.body, _Challenge)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._http.violation("auth: its answer is not {nonce, extra-params}") from error
         cookie = _session_cookie(answer)
@@ -263,7 +264,7 @@ def _session_cookie(answer: Answer) -> str:
 
 def _error(answer: Answer) -> _Error:
     try:
-        return msgspec.json.decode(answer.body, type=_Error)
+        return from_json(answer.body, _Error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Error()  # a proxy's page: the status has to do
 

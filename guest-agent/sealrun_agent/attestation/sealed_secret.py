@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from sealrun_protocol import limits
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import AttestError
@@ -94,15 +95,15 @@ def unseal(text: bytes, place: str, resource: Resource) -> bytes:
         if len(text) > limits.SEALED_SECRET_BYTES:
             raise _Invalid(f"it is longer than {limits.SEALED_SECRET_BYTES} bytes")
         payload = _signed_payload(text.removeprefix(PREFIX), resource)
-        kind = msgspec.json.decode(payload, type=_Kind)
+        kind = from_json(payload, _Kind)
         if kind.version != VERSION or kind.provider != _PROVIDER:
             raise _Invalid(f"it is not of version {VERSION} and provider {_PROVIDER}")
         if kind.annotations.place not in (None, place):
             raise _Invalid(f"it is for another place than {place[:200]!a}")
         if kind.type == "vault":
-            return resource(msgspec.json.decode(payload, type=_Vault).name)
+            return resource(from_json(payload, _Vault).name)
         if kind.type == "envelope":
-            return _open(msgspec.json.decode(payload, type=_Envelope), resource)
+            return _open(from_json(payload, _Envelope), resource)
         raise _Invalid(f"its type {kind.type[:40]!a} is neither vault nor envelope")
     except (_Invalid, JweInvalid, ValueError, RecursionError) as error:
         raise AttestError(
@@ -119,7 +120,7 @@ def _signed_payload(text: bytes, resource: Resource) -> bytes:
     parts = text.decode("ascii").strip().split(".")
     if len(parts) != 3:
         raise _Invalid("it is not a signed one")
-    header = msgspec.json.decode(decode(parts[0]), type=_Header)
+    header = from_json(decode(parts[0]), _Header)
     if header.alg != "ES256" or header.crit:
         raise _Invalid(f"it is signed with {header.alg[:40]!a}, not ES256")
     signature = decode(parts[2])
@@ -137,7 +138,7 @@ def _signed_payload(text: bytes, resource: Resource) -> bytes:
 def _verification_key(content: bytes) -> "EllipticCurvePublicKey":
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicNumbers
 
-    jwk = msgspec.json.decode(content, type=_Jwk)
+    jwk = from_json(content, _Jwk)
     if jwk.kty != "EC" or jwk.crv != "P-256":
         raise _Invalid("its signer's key is not one of P-256")
     x, y = (int.from_bytes(decode(coordinate), "big") for coordinate in (jwk.x, jwk.y))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
+from sealrun_protocol.decoding import from_json
 
 from sealrun_agent.container.runtime_spec import Part, refused
 
@@ -15,7 +16,7 @@ def read(text: bytes, kind: type[_Kind], path: str) -> _Kind:
 
     Raises StartError(SPEC_REFUSED), naming the place."""
     try:
-        return msgspec.json.decode(text, type=kind)
+        return from_json(text, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         cause, at, place = str(error).partition(" - at `$")
         cause = cause[:1].lower() + cause[1:].replace("`", "")

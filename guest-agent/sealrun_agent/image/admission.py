@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 from sealrun_protocol import limits, urls
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import PullError, VerifyError
@@ -114,7 +115,7 @@ class Admission:
             raise
         what = f"signatures {tag} of {self._reference.name}"
         try:
-            read = msgspec.json.decode(document, type=_Attachments)
+            read = from_json(document, _Attachments)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise VerifyError(ErrorCode.MANIFEST_INVALID, f"cannot read the {what}") from None
         kind = read.media_type or content_type.partition(";")[0].strip()

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 import msgspec
 from sealrun_protocol import limits
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import PullError
@@ -163,6 +164,6 @@ class Authorization:
 def _decoded(body: bytes | None) -> _Token:
     """An empty one for what is none."""
     try:
-        return msgspec.json.decode(body or b"", type=_Token)
+        return from_json(body or b"", _Token)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Token()

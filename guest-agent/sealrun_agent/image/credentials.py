@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import msgspec
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import PullError
@@ -53,7 +54,7 @@ class Credentials:
     def __init__(self, text: bytes) -> None:
         """Raises PullError(CREDENTIALS_INVALID)."""
         try:
-            document = msgspec.json.decode(text, type=_Document)
+            document = from_json(text, _Document)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # What is wrong with it is not said: it could be a part of a password.
             raise _invalid("they are not a containers-auth.json") from None

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import DecryptError
@@ -191,7 +192,7 @@ def _public_options(descriptor: Descriptor, what: str) -> _PublicOptions:
     if encoded is None:
         raise DecryptError(ErrorCode.ENCRYPTION_INVALID, f"{what}: it has no {PUBLIC_OPTIONS}")
     try:
-        public = msgspec.json.decode(_base64(encoded, what), type=_PublicOptions)
+        public = from_json(_base64(encoded, what), _PublicOptions)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecryptError(
             ErrorCode.ENCRYPTION_INVALID, f"{what}: cannot read its public options: {error}"
@@ -208,7 +209,7 @@ def _public_options(descriptor: Descriptor, what: str) -> _PublicOptions:
 
 def _layer_key(private_options: bytes, public: _PublicOptions, what: str) -> LayerKey:
     try:
-        private = msgspec.json.decode(private_options, type=_PrivateOptions)
+        private = from_json(private_options, _PrivateOptions)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # The error's text could quote the key: it is not repeated.
         raise DecryptError(

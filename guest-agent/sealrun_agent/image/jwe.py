@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from sealrun_protocol.decoding import from_json, from_values
 
 from sealrun_agent.jose import (
     CONTENT_ENCRYPTION,
@@ -74,7 +75,7 @@ def open_jwe(text: bytes, keys: Sequence["PrivateKeyTypes"]) -> bytes | None:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     try:
-        jwe = msgspec.json.decode(text, type=_Jwe)
+        jwe = from_json(text, _Jwe)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise JweInvalid(str(error)) from error
     protected = _header(jwe.protected)
@@ -95,7 +96,7 @@ def open_jwe(text: bytes, keys: Sequence["PrivateKeyTypes"]) -> bytes | None:
 
 def _header(encoded: str) -> _Header:
     try:
-        return msgspec.json.decode(decode(encoded), type=_Header)
+        return from_json(decode(encoded), _Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise JweInvalid(f"its protected header: {error}") from error
 
@@ -110,7 +111,7 @@ def _merged(*headers: _Header) -> _Header:
                 if name in members:
                     raise JweInvalid(f"its header names {name} twice")
                 members[name] = value
-    merged = msgspec.convert(members, _Header)
+    merged = from_values(members, _Header)
     if merged.enc != CONTENT_ENCRYPTION:
         raise JweInvalid(f"its content encryption is {merged.enc[:40]!a}, not A256GCM")
     if merged.zip or merged.crit:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_uri
 
 VERSION: Final = "0.1.0"
@@ -52,7 +53,7 @@ def open_packet(text: bytes, resource: Resource) -> bytes:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     try:
-        packet = msgspec.json.decode(text, type=_Packet)
+        packet = from_json(text, _Packet)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PacketInvalid(f"it is not a key provider's packet: {error}") from error
     if packet.version != VERSION or packet.provider != PROVIDER:

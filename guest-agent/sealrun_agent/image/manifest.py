@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from sealrun_protocol import limits
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import PullError, VerifyError
@@ -280,7 +281,7 @@ def _checked(descriptor: Descriptor, what: str, limit: int) -> Descriptor:
 
 def _decode(document: bytes, kind: type[_T], what: str) -> _T:
     try:
-        return msgspec.json.decode(document, type=kind)
+        return from_json(document, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise VerifyError(
             ErrorCode.MANIFEST_INVALID, f"cannot read the {what}: {_shown(str(error))}"

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 from sealrun_protocol import limits
+from sealrun_protocol.decoding import from_json
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import PullError
@@ -47,7 +48,7 @@ def refusal(exchange: Exchange, what: str) -> PullError | Broken:
 def _reason(exchange: Exchange) -> str:
     """What the registry says of its refusal."""
     try:
-        errors = msgspec.json.decode(exchange.body(_BODY_BYTES) or b"", type=_Errors).errors
+        errors = from_json(exchange.body(_BODY_BYTES) or b"", _Errors).errors
     except (Broken, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     if not errors:

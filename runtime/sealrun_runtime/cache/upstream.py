@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 from sealrun_protocol import limits
+from sealrun_protocol.decoding import from_json
 
 from sealrun_runtime.cache.store import CacheFailed
 
@@ -186,7 +187,7 @@ class _Proxy:
         except OSError as error:
             raise CacheFailed(f"skopeo did not answer: {error}") from error
         try:
-            reply = msgspec.json.decode(data, type=_Reply)
+            reply = from_json(data, _Reply)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CacheFailed("skopeo ended, or is of another version") from error
         if not reply.success:

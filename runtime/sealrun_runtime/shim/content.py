@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from sealrun_protocol.decoding import from_json
 
 from sealrun_runtime.cache import delivery
 from sealrun_runtime.cache.delivery import Blob
@@ -91,7 +92,7 @@ class _Image:
             raise CacheFailed(f"more than {_DOCUMENTS} manifests of one image")
         self._read.add(version)
         try:
-            read = msgspec.json.decode(document, type=_Document)
+            read = from_json(document, _Document)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CacheFailed(f"{version} is no manifest: {error}") from error
         self._known.update(entry.digest for entry in read.manifests)
