@@ -30,7 +30,10 @@ SIGNATURES: Final = 128  # of one image, of one kind
 SIGNATURE_BYTES: Final = 64 * KIB  # one of them, or what it signs
 LAYER_BLOB_BYTES: Final = 64 * 1024 * MIB  # as stored in the registry
 LAYER_TAR_BYTES: Final = 256 * 1024 * MIB  # decompressed
-ZSTD_WINDOW_BYTES: Final = 128 * MIB  # what zstd(1) takes without --long
+ZSTD_WINDOW_BYTES: Final = 128 * MIB  # what zstd(1) takes without --long: one layer at a time
+ZSTD_SMALL_WINDOW_BYTES: Final = (
+    8 * MIB
+)  # what all decoders should take (RFC 8878): several at once
 LAYER_ENTRIES: Final = 4_000_000
 LAYER_NAMES_BYTES: Final = (
     64 * MIB

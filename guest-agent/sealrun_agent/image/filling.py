@@ -123,8 +123,9 @@ class Filling:
             if number in self._keys:
                 plain = decrypted(plain, self._keys[number], what)
             plain = stages.enter_context(closing(in_turn(plain)))
+            whole = stages.enter_context(closing(self._tar(plain, number, what)))
             try:
-                with closing(in_turn(self._tar(plain, number, what))) as tar:
+                with closing(in_turn(whole)) as tar:
                     lowers = self._claim.below(number)
                     unpack(tar, directory, lowers, what, lambda: self._await_lower(number))
             except VerifyError as error:

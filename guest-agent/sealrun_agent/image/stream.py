@@ -8,7 +8,9 @@ early knows nothing.
 
 import hashlib
 import queue
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from sealrun_protocol import limits
@@ -19,7 +21,11 @@ from sealrun_agent.image.task import Task
 
 CHUNK_BYTES: Final = 512 * limits.KIB
 AHEAD: Final = 2  # chunks that a thread may be ahead of the next
+_FRAME_HEADER_BYTES: Final = 18  # the longest of zstd
 Chunks = Generator[bytes, None, None]
+
+_large_window = threading.Lock()
+"""Held by the one stream of this process whose zstd window is large."""
 
 
 def ahead(chunks: Chunks) -> Chunks:
@@ -121,19 +127,27 @@ class _Reader:
         self._rest = chunk[size:]
         return chunk[:size]
 
+    def begin(self) -> bytes:
+        """At least a frame's header, where there is so much; it will be read again."""
+        while len(self._rest) < _FRAME_HEADER_BYTES and (more := next(self._chunks, b"")):
+            self._rest += more
+        return self._rest
+
 
 def _unzstd(chunks: Chunks, what: str) -> Chunks:
     """RFC 8878: frames one after the other. A frame that ends early is no error here: the tar that
-    ends early, or its digest, tells."""
+    ends early, or its digest, tells. The first frame says whether all may have a large window."""
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
     source = _Reader(chunks)
-    with decompressor.stream_reader(
-        source,  # type: ignore[arg-type]  # it only calls read()
-        read_size=CHUNK_BYTES,
-        read_across_frames=True,
-    ) as reader:
+    with (
+        _window(source.begin()) as most,
+        zstandard.ZstdDecompressor(max_window_size=most).stream_reader(
+            source,  # type: ignore[arg-type]  # it only calls read()
+            read_size=CHUNK_BYTES,
+            read_across_frames=True,
+        ) as reader,
+    ):
         while True:
             try:
                 out = reader.read(CHUNK_BYTES)
@@ -142,6 +156,23 @@ def _unzstd(chunks: Chunks, what: str) -> Chunks:
             if not out:
                 break
             yield out
+
+
+@contextmanager
+def _window(begin: bytes) -> Iterator[int]:
+    """The largest window, in bytes, that a stream with this begin may use. Waits for its turn where that
+    is a large one."""
+    import zstandard
+
+    try:
+        wanted = zstandard.get_frame_parameters(begin).window_size
+    except zstandard.ZstdError:
+        wanted = 0  # the decompressor will tell
+    if wanted <= limits.ZSTD_SMALL_WINDOW_BYTES:
+        yield limits.ZSTD_SMALL_WINDOW_BYTES
+        return
+    with _large_window:
+        yield limits.ZSTD_WINDOW_BYTES
 
 
 def _malformed(what: str, cause: str) -> VerifyError:
