@@ -24,7 +24,6 @@ from sealrun_vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.spec import Accelerator, VmSpec
 from system.test_lifecycle import (  # noqa: F401 - they are collected here
-    rootfs,
     test_a_missing_program_is_named,
     test_a_paused_container_stands_still,
     test_a_whole_life,
@@ -115,7 +114,7 @@ def runtime(
 
 
 @pytest.fixture
-def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):  # noqa: F811
+def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):
     """As of test_lifecycle."""
 
     def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import oci
-from system.test_lifecycle import COUNTING, rootfs, wait_for_output  # noqa: F401 - a fixture
+from system.test_lifecycle import COUNTING, wait_for_output
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -38,7 +38,7 @@ def runtime(
 
 
 @pytest.fixture
-def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):  # noqa: F811
+def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):
     """As of test_lifecycle."""
 
     def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
