@@ -140,6 +140,10 @@ class RegistryImages:
         if self._made is not None:
             self._store.unmount(container)
 
+    def disk(self) -> str:
+        """What the store is on. Raises PullError."""
+        return self._store.root
+
     def _shared(self, order: Order) -> str:
         """A root that the host shares. One that is to be read only is so on the host too; what a
         runtime writes into every root, mount points, then goes to a layer above it."""
@@ -212,4 +216,5 @@ def _program(rootfs: str, config: ImageConfig) -> Program:
         uid=ids.uid,
         gid=ids.gid,
         groups=ids.groups,
+        volumes=tuple(said.volumes or ()),
     )

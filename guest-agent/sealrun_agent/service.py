@@ -36,6 +36,7 @@ from sealrun_agent.streams import Post, Streams
 from sealrun_agent.tunnel import Tunnels
 from sealrun_agent.vault import Vault
 from sealrun_agent.version import VERSION
+from sealrun_agent.volumes import Volumes
 
 if TYPE_CHECKING:
     from sealrun_agent.network.networking import Networking
@@ -251,13 +252,15 @@ class Service:
         vault = machine.vault(policy.init_data, self._tunnels.dialler(_SANDBOX))
         self._serve_workload(policy.init_data.workload, vault)
         self._policy = policy
+        images = machine.images(policy, self._processes)
         self._here = Surroundings(
             events=self._events,
             streams=self._streams,
             tunnels=self._tunnels,
             crun=Crun(self._processes, f"{machine.directory}/crun", machine.crun_options),
-            images=machine.images(policy, self._processes),
+            images=images,
             shares=machine.shares,
+            volumes=Volumes(images.disk),
             namespaces=namespaces,
             directory=f"{machine.directory}/containers",
             post=self._post,

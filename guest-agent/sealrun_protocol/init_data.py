@@ -91,7 +91,8 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     the end stands for any rest. allow_exec: the host may run further programs in the container.
     allow_output: with a TEE, the host may read what the container writes to stdout, stderr or a terminal.
     hooks: createContainer and startContainer hooks that may run in the guest, each as its path and the
-    arguments behind the first. share_pid: the containers of a pod may share a pid
+    arguments behind the first. volumes: places where an empty directory of the sandbox's own may be mounted
+    (emptyDir), besides those that the image declares. share_pid: the containers of a pod may share a pid
     namespace: each sees the processes of the others, and may trace them. insecure_any_process: the host
     chooses program, environment, user, directory and mounts: it can read everything in the container.
     """
@@ -102,6 +103,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     share_pid: bool = False
     allow_output: bool = False
     hooks: tuple[tuple[str, ...], ...] = ()
+    volumes: tuple[str, ...] = ()
     insecure_any_process: bool = False
 
 
@@ -361,12 +363,15 @@ def _our_document(document: str, more: dict[str, Any]) -> _Ours:
             raise InitDataInvalid(
                 f"{OUR_DOCUMENT}: {name}: {unknown[:200]!a} is none of {', '.join(known)}"
             )
-    for place in ours.host.insecure_shared_directories:
-        if not place.startswith("/") or {".", ".."}.intersection(place.split("/")):
-            raise InitDataInvalid(
-                f"{OUR_DOCUMENT}: host.insecure_shared_directories: {place[:200]!a} is not an "
-                "absolute path"
-            )
+    for name, places in (
+        ("host.insecure_shared_directories", ours.host.insecure_shared_directories),
+        ("container.volumes", ours.container.volumes),
+    ):
+        for place in places:
+            if not place.startswith("/") or {".", ".."}.intersection(place.split("/")):
+                raise InitDataInvalid(
+                    f"{OUR_DOCUMENT}: {name}: {place[:200]!a} is not an absolute path"
+                )
     return ours
 
 

@@ -15,6 +15,8 @@ FILE_BYTES: Final = 512 * KIB  # one file that the host copies: Podman's secrets
 FILES_BYTES: Final = 6 * MIB  # all of a container's, so that they fit into its message
 CONTAINER_ID_LENGTH: Final = 128  # characters: engines take 64
 SHARES: Final = 128  # directories and files of one container: each is a mount, and a descriptor
+VOLUMES: Final = 128  # of one sandbox: each is a directory, and perhaps a mount
+VOLUME_NAME_BYTES: Final = 4096  # hosts call them by paths
 HELLO_SECONDS: Final = 120  # boot to Hello, under emulation on a loaded machine
 
 # Init-data

@@ -43,6 +43,7 @@ import msgspec
 
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.network import Network
+from sealrun_protocol.volume import Volume
 
 PROTOCOL_VERSION: Final = 1
 AGENT_IDENTITY: Final = b"agent"
@@ -103,6 +104,7 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     shared_mounts: those of the config's mounts (by index) whose sources the host shares.
     files: copies of the sources of other mounts (by index): what engines prepare for each container
         (/etc/hosts, /etc/hostname, /etc/resolv.conf), and its secrets.
+    volumes: those of the config's mounts (by index) that are the sandbox's own, whatever their sources.
     shm_bytes: the size of /dev/shm; 0 where it is not said.
     joins: kinds of namespaces (ipc, uts, pid) that the container shares with the others of its pod, and
         does not get new. What config.json says of paths means nothing in the guest.
@@ -119,6 +121,7 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     shared_root: bool = False
     shared_mounts: tuple[int, ...] = ()
     files: dict[int, File] = {}
+    volumes: dict[int, Volume] = {}
     shm_bytes: int = 0
     joins: tuple[str, ...] = ()
     stdin: int = 0

@@ -23,6 +23,7 @@ from sealrun_runtime import (
     sharing,
     shim_process,
     store,
+    volumes,
 )
 from sealrun_runtime import handover as handing
 from sealrun_runtime import pod as pods
@@ -97,7 +98,9 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         image = image_reference.choose(
             container, stored, settings.image.source, shared_root=shared_root
         )
-    plan = sharing.plan(container, image.reference, idle=idle)
+    own = {} if idle else volumes.find(container, image.reference, alone=pod is None)
+    plan = sharing.plan(container, image.reference, own=own, idle=idle)
+    container = volumes.noted(container, plan.shared)
     sharing.check(container, plan, tenant.host if tenant is not None else None)
     handover = handing.Handover(
         id=container_id,
@@ -111,6 +114,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         config=settings,
         debug=invocation.debug,
         pod=pod,
+        volumes=own,
     )
     return Prepared(handover, oci_config, plan)
 

@@ -8,6 +8,7 @@ have changed in between.
 from typing import Final
 
 import msgspec
+from sealrun_protocol.volume import Volume
 
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.pod import Pod
@@ -30,6 +31,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     guest_image: absolute path of the guest image's directory, `config.guest.image` resolved.
     debug: --debug was given.
     pod: the container's part in one; None where it stands alone.
+    volumes: mounts (by index) that are the guest's own, whatever their sources.
     """
 
     version: int = VERSION
@@ -44,6 +46,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     config: Config
     debug: bool = False
     pod: Pod | None = None
+    volumes: dict[int, Volume] = {}
 
     @property
     def idle(self) -> bool:

@@ -2,6 +2,7 @@
 sources of its bind mounts.
 
     a directory or file      shared: what either side writes, the other sees
+    an engine's empty volume neither: the guest makes it (volumes.py)
     hosts, hostname, resolv.conf, .containerenv, Podman's secrets
                              copied: small, and prepared for this container alone
     /dev/shm, devices like /dev/null, and the kernel's own file systems (/proc, /sys, ...) at their own
@@ -18,7 +19,7 @@ on the host: in the guest its ids are mapped to themselves, on this mount they a
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -31,6 +32,8 @@ from sealrun_runtime.oci_config import Mount
 
 if TYPE_CHECKING:
     from sealrun_protocol.init_data import Host
+
+    from sealrun_runtime.handover import Handover
 
 COPIED: Final = frozenset(("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"))
 """What engines prepare for each container and bind-mount over the image's own, by destination."""
@@ -79,9 +82,11 @@ class Sources(NamedTuple):
     for_stand_in: tuple[Tree, ...]
 
 
-def plan(container: ContainerSpec, image: str, *, idle: bool = False) -> Plan:
+def plan(
+    container: ContainerSpec, image: str, *, own: Collection[int] = (), idle: bool = False
+) -> Plan:
     """What the guest gets. image: the reference; empty where the root is the bundle's directory.
-    idle: the container runs nothing in the guest."""
+    own: mounts that the guest makes by itself. idle: the container runs nothing in the guest."""
     if idle:
         return Plan(False, (), ())
     binds = [
@@ -90,8 +95,14 @@ def plan(container: ContainerSpec, image: str, *, idle: bool = False) -> Plan:
         if is_bind(mount) and not _is_the_guest_s(mount)
     ]
     copied = tuple(index for index in binds if _is_copied(container, container.mounts[index]))
-    shared = tuple(index for index in binds if index not in copied)
+    shared = tuple(index for index in binds if index not in copied and index not in own)
     return Plan(not image, shared, copied)
+
+
+def planned(handover: "Handover") -> Plan:
+    """What `create` resolved."""
+    container, image = handover.container, handover.image
+    return plan(container, image, own=handover.volumes, idle=handover.idle)
 
 
 def check(container: ContainerSpec, given: Plan, host: "Host | None") -> None:
@@ -105,8 +116,9 @@ def check(container: ContainerSpec, given: Plan, host: "Host | None") -> None:
             raise InvalidRequest(
                 f"$.mounts[{index}]: the init-data does not allow a directory of the host at "
                 f"{destination}",
-                remedy="name the place in [host] insecure_shared_directories of the init-data, or "
-                "do without the volume",
+                remedy="name the place in [host] insecure_shared_directories of the init-data, do without "
+                "the volume, or, where nothing of the host's is meant, name it in the annotation "
+                "io.sealrun.ephemeral-volumes",
             )
 
 

@@ -117,6 +117,10 @@ class BusyboxImages:
             file.write(fetched)
         return Rootfs(root, DIGEST)
 
+    def disk(self) -> str:
+        """Where volumes lie."""
+        return f"{DIRECTORY}/disk"
+
     def release(self, container: str) -> None:
         """Remove what `prepare` made."""
         shutil.rmtree(f"{DIRECTORY}/rootfs/{container}", ignore_errors=True)

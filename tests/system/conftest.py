@@ -14,7 +14,7 @@ OPERATOR_SETTINGS = Path("/etc/sealrun/sealrun.toml.d/50-tests.toml")
 IN_MEMORY = OPERATOR_SETTINGS.with_name("10-tests-in-memory.toml")
 ON_DISK = (
     *("attestation", "cloud_hypervisor", "errors", "install", "left_behind", "podman", "rootless"),
-    *("scratch", "tee_qemu", "tpm"),
+    *("scratch", "tee_qemu", "tpm", "volumes"),
 )
 """The modules whose VMs have a scratch disk, as they do by default. Half a second of each emulated boot
 is its making, so the others' keep images in memory, which has to work as well."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -40,15 +41,21 @@ class Bundle(NamedTuple):
         return f"{self.directory}/crun.log"
 
 
-def write_bundle(
-    parent: str, container: str, accepted: Accepted, rootfs: str, *, share: str, sandbox: str
-) -> Bundle:
-    """Make `parent`/`container` with config.json and the copied files. share, sandbox: as in Places.
+class Own(NamedTuple):
+    """What was made for a container elsewhere. Members as of Places."""
+
+    share: str
+    sandbox: str
+    volumes: Mapping[str, str]
+
+
+def write_bundle(parent: str, container: str, accepted: Accepted, rootfs: str, own: Own) -> Bundle:
+    """Make `parent`/`container` with config.json and the copied files.
 
     Raises StartError(RUNTIME_FAILED) where the file system does not take them."""
     bundle = Bundle(container, f"{parent}/{container}")
     files = f"{bundle.directory}/files"
-    config = render(accepted, Places(rootfs, files, share, sandbox, path_of(container)))
+    config = render(accepted, Places(rootfs, files, *own, cgroup=path_of(container)))
     try:
         os.makedirs(files, mode=0o700)
         _write(f"{bundle.directory}/config.json", File(content=config, mode=0o600))

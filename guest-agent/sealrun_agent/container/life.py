@@ -37,6 +37,7 @@ from sealrun_agent.container.workload import (
     check_joins,
     check_shares,
     check_terminal,
+    check_volumes,
     may_execute,
     may_read,
     restrict,
@@ -244,16 +245,18 @@ class Container:
             rootfs = here.images.prepare(self._order(request, place, accepted))
             undo.callback(here.images.release, name)
             if here.tenant is not None and rootfs.program is not None:
+                accepted = check_volumes(accepted, rootfs.program, here.tenant)
                 restricted = restrict(accepted.spec, rootfs.program, here.tenant)
                 accepted = accepted._replace(spec=restricted)
             accepted = opened(accepted, here.unseal)
             self._progress(Phase.START, "creating the container", 0, 0)
+            volumes = here.volumes.take(name, accepted.volumes, rootfs.path)
+            undo.callback(here.volumes.give_up, name)
             bundle.make_device_directory(accepted, rootfs.path)
             bundle.set_sysctl(accepted.network_sysctl)
             pod = here.namespaces.take(request.joins, request.shm_bytes) if request.joins else ""
-            files = bundle.write_bundle(
-                here.directory, name, accepted, rootfs.path, share=place, sandbox=pod
-            )
+            own = bundle.Own(place, pod, volumes)
+            files = bundle.write_bundle(here.directory, name, accepted, rootfs.path, own)
             undo.callback(bundle.remove_bundle, files)
             undo.callback(self._delete_from_crun, files)
             console = None

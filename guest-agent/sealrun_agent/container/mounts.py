@@ -3,6 +3,7 @@
     proc sysfs mqueue tmpfs devpts cgroup   mounted in the guest, with known options only
     a bind whose source the host sent       a copy: hosts, hostname, resolv.conf, secrets
     a bind whose source the host shares     that directory or file, live
+    a bind that is a volume of the sandbox's own   a directory of the guest's (volumes.py)
     /dev/shm (from the host)                a tmpfs of the guest, of the size that the host says; the pod's
                                             where the container shares its ipc namespace
     /proc /sys /sys/fs/cgroup /dev/mqueue /dev/pts (the host's own, at the same place)
@@ -29,6 +30,7 @@ from sealrun_agent.container.runtime_spec import Mount, refused
 COPY: Final = "copy"
 SHARE: Final = "share"
 SANDBOX: Final = "sandbox"
+VOLUME: Final = "volume"
 """What stands before the name in the source of an accepted bind, until the places are known."""
 
 _BIND: Final = frozenset({"bind", "rbind"})
@@ -77,11 +79,13 @@ _DEFAULT: Final = (
 
 
 class Sources(NamedTuple):
-    """Where the host says that the binds of a container come from: indices of its mounts. shm_bytes:
+    """Where the host says that the binds of a container come from: indices of its mounts. own: those that
+    are volumes of the sandbox's own. shm_bytes:
     the size of /dev/shm, 0 where it is not said. pod_shm: it is the pod's."""
 
     copied: Collection[int] = ()
     shared: Collection[int] = ()
+    own: Collection[int] = ()
     shm_bytes: int = 0
     pod_shm: bool = False
 
@@ -89,13 +93,14 @@ class Sources(NamedTuple):
 def accept_mounts(
     mounts: Sequence[Mount], sources: Sources, *, shared_root: bool, own_users: bool = False
 ) -> tuple[Mount, ...]:
-    """The mounts that crun gets, at least one. Some sources are still `copy/N`, `share/N` or
-    `sandbox/shm`.
+    """The mounts that crun gets, at least one. Some sources are still `copy/N`, `share/N`,
+    `volume/N` or `sandbox/shm`.
     Raises StartError(SPEC_REFUSED)."""
     if len(sources.shared) > limits.SHARES:
         raise refused("mounts", f"more than {limits.SHARES} are directories of the host")
-    for index in {*sources.copied, *sources.shared}:
-        if index in sources.copied and index in sources.shared:
+    kinds = (sources.copied, sources.shared, sources.own)
+    for index in {*sources.copied, *sources.shared, *sources.own}:
+        if sum(index in kind for kind in kinds) > 1:
             raise refused(f"mounts[{index}]", "two sources were sent for it")
         if not 0 <= index < len(mounts):
             raise refused(f"mounts[{index}]", "there is no such mount, but a source for it")
@@ -141,7 +146,7 @@ def _accept(path: str, index: int, mount: Mount, sources: Sources) -> Mount:
             return _accept_bind(path, index, mount, destination, sources)
         options = tuple(option for option in options if option not in _BIND)
         mount = Mount(destination, _KERNEL_S[destination], "", options)
-    if index in sources.copied or index in sources.shared:
+    if any(index in kind for kind in (sources.copied, sources.shared, sources.own)):
         raise refused(path, "a source was sent for what is no bind")
     kind = "cgroup" if mount.type == "cgroup2" else mount.type
     known = _KINDS.get(kind)
@@ -166,8 +171,8 @@ def _accept_bind(path: str, index: int, mount: Mount, destination: str, sources:
         return msgspec.structs.replace(
             _SHARED_MEMORY, options=(*(_SHARED_MEMORY.options or ()), *size)
         )
-    source = f"{SHARE}/{index}"
-    if index not in sources.shared:
+    source = f"{VOLUME if index in sources.own else SHARE}/{index}"
+    if index not in sources.shared and index not in sources.own:
         if mount.source not in _KERNEL_S_DEVICES:
             raise refused(path, f"{destination}: the host shares no directory or file for it")
         source = mount.source

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from sealrun_protocol import limits, messages
+from sealrun_protocol.volume import Volume
 
 from sealrun_agent.container import process
 from sealrun_agent.container.linux import accept_linux, has_own_users
@@ -27,6 +28,7 @@ from sealrun_agent.container.mounts import (
     COPY,
     SANDBOX,
     SHARE,
+    VOLUME,
     Sources,
     accept_mounts,
     check_absolute,
@@ -37,9 +39,17 @@ from sealrun_agent.container.runtime_spec import Hooks, Mount, Namespace, Root, 
 
 _VERSION: Final = "1.0.2"
 _NAME_BYTES: Final = 64  # HOST_NAME_MAX, and the kernel's __NEW_UTS_LEN
+_SIZES: Final = range(2**63)
 _IDS: Final = range(2**32 - 1)  # of users and groups
 
 _encoder = msgspec.json.Encoder()
+
+
+class OwnVolume(NamedTuple):
+    """A volume of the sandbox's own, and where the container has it."""
+
+    destination: str
+    volume: Volume
 
 
 class Accepted(NamedTuple):
@@ -47,12 +57,14 @@ class Accepted(NamedTuple):
 
     files: what the bundle's `files` directory holds, by name there.
     shared: where in the container something is mounted that the host shares.
+    volumes: of the sandbox's own, by the number of the mount.
     network_sysctl: to be set in the VM's network namespace, by name with dots.
     """
 
     spec: Spec
     files: dict[str, messages.File]
     shared: tuple[str, ...]
+    volumes: dict[str, OwnVolume]
     network_sysctl: dict[str, str]
 
 
@@ -68,6 +80,7 @@ def accept(request: messages.CreateContainer) -> Accepted:
     sources = Sources(
         request.files,
         request.shared_mounts,
+        request.volumes,
         request.shm_bytes,
         pod_shm="ipc" in request.joins,
     )
@@ -92,6 +105,7 @@ def accept(request: messages.CreateContainer) -> Accepted:
         spec,
         check_files(request.files),
         tuple(mount.destination for mount in mounts if mount.source.startswith(f"{SHARE}/")),
+        _accept_volumes(mounts, request.volumes),
         linux.network_sysctl,
     )
 
@@ -99,13 +113,14 @@ def accept(request: messages.CreateContainer) -> Accepted:
 class Places(NamedTuple):
     """Absolute paths in the guest that take the place of the host's. files: directory of copies.
     share: directory of what the host shares for this container. sandbox: directory of what the containers
-    of the pod share; empty where this one joins nothing. cgroup: below the root of the cgroup file
-    system, starting with a slash."""
+    of the pod share; empty where this one joins nothing. volumes: each one's directory, by the
+    number of the mount. cgroup: below the root of the cgroup file system, starting with a slash."""
 
     rootfs: str
     files: str
     share: str
     sandbox: str
+    volumes: Mapping[str, str]
     cgroup: str
 
 
@@ -116,6 +131,8 @@ def render(accepted: Accepted, places: Places) -> bytes:
 
     def path(source: str) -> str:
         kind, _, name = source.partition("/")
+        if kind == VOLUME:
+            return places.volumes[name]
         return f"{directories[kind]}/{name}"
 
     def placed(mount: Mount) -> Mount:
@@ -148,6 +165,25 @@ def _accept_hooks(given: Hooks) -> Hooks | None:
     if not (given.createContainer or given.startContainer):
         return None
     return Hooks(createContainer=given.createContainer, startContainer=given.startContainer)
+
+
+def _accept_volumes(mounts: tuple[Mount, ...], given: Mapping[int, Volume]) -> dict[str, OwnVolume]:
+    found = {}
+    for mount in mounts:
+        kind, _, number = mount.source.partition("/")
+        if kind != VOLUME:
+            continue
+        volume = given[int(number)]
+        if not 0 < len(volume.name.encode()) <= limits.VOLUME_NAME_BYTES:
+            raise refused(
+                f"mounts[{number}]", "its volume has no name, or a longer one than a path"
+            )
+        if not 0 <= volume.mode <= 0o7777 or not (volume.uid in _IDS and volume.gid in _IDS):
+            raise refused(f"mounts[{number}]", "its volume's mode or owner is none")
+        if volume.size not in _SIZES:
+            raise refused(f"mounts[{number}]", "its volume's size is none")
+        found[number] = OwnVolume(mount.destination, volume)
+    return found
 
 
 def check_files(files: Mapping[int, messages.File]) -> dict[str, messages.File]:

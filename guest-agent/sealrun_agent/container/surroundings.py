@@ -1,13 +1,14 @@
 """What containers and their programs need of the sandbox around them, and give back to it."""
 
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from sealrun_protocol.errors import Phase
 
 from sealrun_agent.container.crun import Crun
 from sealrun_agent.container.sealed import Unseal
+from sealrun_agent.container.spec import OwnVolume
 from sealrun_agent.container.worker import Attempt
 from sealrun_agent.container.workload import Program, Tenant
 from sealrun_agent.dial import Dial
@@ -65,6 +66,9 @@ class Images(Protocol):
     def release(self, container: str) -> None:
         """Unmount and remove; nothing where it was not prepared. Raises AgentError."""
 
+    def disk(self) -> str:
+        """The directory of the disk that they are on. Raises AgentError where it cannot be used."""
+
 
 class Shares(Protocol):
     """What the host shares with the sandbox. Called by workers."""
@@ -75,6 +79,17 @@ class Shares(Protocol):
 
     def release(self, container: str) -> None:
         """Let go of it; nothing where it was not taken. Raises StartError."""
+
+
+class Volumes(Protocol):
+    """Directories of the sandbox's own that containers have mounted. Called by workers."""
+
+    def take(self, container: str, wanted: Mapping[str, OwnVolume], rootfs: str) -> dict[str, str]:
+        """The directories of volumes; each is made when it is first asked for, and stays. rootfs: of the
+        container, for what begins as a copy. Raises AgentError, and leaves nothing behind then."""
+
+    def give_up(self, container: str) -> None:
+        """The container did not come into being: remove what was made for it alone. Raises StartError."""
 
 
 class Namespaces(Protocol):
@@ -98,6 +113,7 @@ class Surroundings(NamedTuple):
     crun: Crun
     images: Images
     shares: Shares
+    volumes: Volumes
     namespaces: Namespaces
     directory: str
     post: Post

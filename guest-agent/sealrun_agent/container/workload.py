@@ -11,6 +11,8 @@ there is an init-data, unless its [container] says `insecure_any_process`:
 - mounts: where engines always mount something of the kernel's or empty, or a file that the host
   prepares (names of hosts, secrets), and where `[host]` says `insecure_shared_directories`, and
   nowhere else: a mount can hide a file of the image;
+- volumes of the sandbox's own: where the image declares one, which then begins with the image's content,
+  where `volumes` says so, and in the usual places for empty ones;
 - later programs (exec): only with `allow_exec`;
 - a pid namespace that the containers of a pod share: only with `share_pid`.
 - output: with a TEE, the host gets none of it but with `allow_output`: streams end at once, and what is
@@ -31,24 +33,28 @@ import msgspec
 from sealrun_protocol import init_data
 from sealrun_protocol.errors import ErrorCode
 
+from sealrun_agent.container.mounts import VOLUME
 from sealrun_agent.container.runtime_spec import Hooks, Process, Spec, User
+from sealrun_agent.container.spec import Accepted
 from sealrun_agent.errors import StartError
 
 _ENGINES_OWN: Final = ("TERM", "HOSTNAME", "container")
 _GIVES_WAY: Final = ("PATH", "HOME")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_EMPTY: Final = ("/tmp", "/run", "/var/tmp")  # for a root that is read-only
 _MOUNT_POINTS: Final = frozenset(
     (
         *("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"),
         *("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"),
-        *("/tmp", "/run", "/var/tmp"),  # empty ones, for a root that is read only
+        *_EMPTY,
     )
 )
 _SECRETS: Final = "/run/secrets/"
 
 
 class Program(NamedTuple):
-    """What an image says about its process. env: NAME=value. groups: additional ones."""
+    """What an image says about its process. env: NAME=value. groups: additional ones. volumes: where it
+    wants some."""
 
     args: tuple[str, ...]
     env: tuple[str, ...]
@@ -56,6 +62,7 @@ class Program(NamedTuple):
     uid: int
     gid: int
     groups: tuple[int, ...]
+    volumes: tuple[str, ...] = ()
 
 
 class Tenant(NamedTuple):
@@ -96,6 +103,8 @@ def restrict(spec: Spec, program: Program, tenant: Tenant) -> Spec:
         raise _denied("process.args", f"{list(given.args)!a:.300} is not the image's own program")
     for index, mount in enumerate(spec.mounts or ()):
         place = mount.destination
+        if mount.source.startswith(f"{VOLUME}/"):
+            continue  # see check_volumes
         known = place in _MOUNT_POINTS or place.startswith(_SECRETS)
         if not known and not tenant.host.may_share_at(place):
             raise _denied(f"mounts[{index}]", f"nothing may be mounted at {place!a}")
@@ -111,6 +120,26 @@ def restrict(spec: Spec, program: Program, tenant: Tenant) -> Spec:
         ),
     )
     return msgspec.structs.replace(spec, process=process)
+
+
+def check_volumes(accepted: Accepted, program: Program, tenant: Tenant) -> Accepted:
+    """With the volumes of the sandbox's own as the tenant wants them. Raises StartError(POLICY_DENIED)."""
+    wishes = tenant.container
+    if wishes.insecure_any_process:
+        return accepted
+    declared = {place.rstrip("/") for place in program.volumes}
+    named = {place.rstrip("/") for place in (*wishes.volumes, *_EMPTY)}
+    volumes = dict(accepted.volumes)
+    for number, (destination, volume) in accepted.volumes.items():
+        place = destination.rstrip("/")
+        if place in named or tenant.host.may_share_at(place):
+            continue
+        if place not in declared:
+            raise _denied(f"mounts[{number}]", f"no volume may be mounted at {place!a:.300}")
+        # The host must not be able to hide what the image has there.
+        copied = msgspec.structs.replace(volume, copy_up=True)
+        volumes[number] = accepted.volumes[number]._replace(volume=copied)
+    return accepted._replace(volumes=volumes)
 
 
 def check_hooks(spec: Spec, tenant: Tenant | None) -> None:

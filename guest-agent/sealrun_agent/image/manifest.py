@@ -14,7 +14,7 @@ Image Manifest Version 2, Schema 2. Rules, in order:
 
 import hashlib
 import os
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from sealrun_protocol import limits
@@ -116,6 +116,7 @@ class Defaults(msgspec.Struct, frozen=True, rename="pascal"):
     cmd: tuple[str, ...] | None = None
     working_dir: str | None = None
     stop_signal: str | None = None
+    volumes: dict[str, Any] | None = None
 
 
 class ImageConfig(msgspec.Struct, frozen=True):

@@ -75,6 +75,7 @@ class Store:
     be overlayfs's upper layer. For any number of threads."""
 
     def __init__(self, root: str) -> None:
+        self.root = root
         self._layers = os.path.join(root, "layers")
         self._staging = os.path.join(root, "staging")
         self._containers = os.path.join(root, "containers")

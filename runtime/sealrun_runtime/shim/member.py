@@ -197,7 +197,7 @@ class Member:
 
     async def _share(self, given: Descriptors) -> None:
         """Let the guest see what its bundle has of the host. Raises HostFailed."""
-        names = sharing.plan(self.handover.container, self.handover.image).names
+        names = sharing.planned(self.handover).names
         if self._sandbox.tree is not None:
             await self._sandbox.tree.attach(self.id, names, given.shares)
             self._shared = names
@@ -312,7 +312,7 @@ class Member:
         await self._share(given)
         container = self.handover.container
         await self._sandbox.hold(self, container.demand)
-        copied = sharing.plan(container, self.handover.image).copied
+        copied = sharing.planned(self.handover).copied
         files = request.files(container, copied)
         self._copies = Copies(container, files)
         self._in_guest = True

@@ -35,7 +35,7 @@ def create_container(
 ) -> CreateContainer:
     """copies: by index of the mount."""
     container = handover.container
-    plan = sharing.plan(container, handover.image)
+    plan = sharing.planned(handover)
     return CreateContainer(
         id=number,
         container=handover.id,
@@ -46,6 +46,7 @@ def create_container(
         shared_root=plan.root,
         shared_mounts=plan.shared,
         files=dict(copies),
+        volumes=handover.volumes,
         shm_bytes=shm_bytes(container),
         joins=pod.joins(container, handover.pod),
         stdin=process.ids.stdin,

@@ -68,7 +68,7 @@ _POLL_SECONDS: Final = 0.005
 def device(handover: Handover, tee: Tee) -> tuple[Share, ...]:
     """The device that the VM of a sandbox needs: none where nothing is shared. Raises SpecRefused
     where the host would have to share and must not."""
-    plan = sharing.plan(handover.container, handover.image, idle=handover.idle)
+    plan = sharing.planned(handover)
     if not plan.names:
         # What the containers of a pod will share that come later is not known yet.
         awaited = handover.pod is not None and tee not in _ENCRYPTED and _may_come(handover)

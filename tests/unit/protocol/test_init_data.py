@@ -313,6 +313,15 @@ def test_where_the_host_may_share() -> None:
             host(wrong)
 
 
+def test_where_volumes_may_be() -> None:
+    assert ABSENT.container.volumes == ()
+    given = parse(container(ours="[container]\nvolumes = ['/data', '/cache/']\n"))
+    assert given.container.volumes == ("/data", "/cache/")
+    for wrong in ("", "data", "/data/../etc"):
+        with pytest.raises(InitDataInvalid, match=r"container\.volumes: '.*' is not an absolute"):
+            parse(container(ours=f"[container]\nvolumes = ['{wrong}']\n"))
+
+
 def test_kata_s_form_with_a_file_name_and_a_time() -> None:
     packed = gzip.compress(container(), mtime=1_700_000_000)
     assert decode_annotation(base64.b64encode(packed).decode()) == container()

@@ -20,6 +20,9 @@ CONFIG = {
 }
 
 
+NOTHING = bundle.Own(share="", sandbox="", volumes={})
+
+
 def accept(**file: Any) -> spec.Accepted:
     config = json.dumps(CONFIG).encode()
     files = {0: messages.File(content=b"content", **file)}
@@ -40,7 +43,7 @@ def test_what_is_no_name_of_a_container(name: str) -> None:
 
 def test_a_bundle_is_written_for_the_agent_s_eyes_only_and_removed(tmp_path: Path) -> None:
     accepted = accept(mode=0o640, uid=os.getuid(), gid=os.getgid())
-    made = bundle.write_bundle(str(tmp_path), "c1", accepted, "/rootfs", share="", sandbox="")
+    made = bundle.write_bundle(str(tmp_path), "c1", accepted, "/rootfs", NOTHING)
     assert made.directory == str(tmp_path / "c1")
     config = json.loads((tmp_path / "c1/config.json").read_text())
     assert config["root"] == {"path": "/rootfs"}
@@ -58,7 +61,7 @@ def test_a_bundle_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     accepted = accept()
     (tmp_path / "file").touch()
     with pytest.raises(StartError) as caught:
-        bundle.write_bundle(str(tmp_path / "file"), "c1", accepted, "/rootfs", share="", sandbox="")
+        bundle.write_bundle(str(tmp_path / "file"), "c1", accepted, "/rootfs", NOTHING)
     assert caught.value.code is ErrorCode.RUNTIME_FAILED
 
 

@@ -1,0 +1,118 @@
+"""Volumes of the sandbox's own: what engines make as an empty directory of the host and mount into one or
+more containers (emptyDir, anonymous volumes).
+
+The host says which mounts those are and calls each by a name; nothing of it gets here but that. A volume is
+made when the first container wants it, and stays until the VM ends: a container of a pod that is started again finds
+what it wrote. It lies beside the images, so on the scratch disk where the VM has one; those that are to be
+in memory are a tmpfs each.
+"""
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from sealrun_protocol import limits
+from sealrun_protocol.errors import ErrorCode
+from sealrun_protocol.volume import Volume
+
+from sealrun_agent.container.spec import OwnVolume
+from sealrun_agent.errors import StartError
+from sealrun_agent.image import syscall
+from sealrun_agent.image.copy_tree import copy_from
+from sealrun_agent.image.tree import remove_tree
+
+_NOBODY_S: Final = ""  # it stays, whatever becomes of one container
+
+
+class Volumes:
+    """For any number of threads. disk: gives the directory of the disk; raises AgentError."""
+
+    def __init__(self, disk: Callable[[], str]) -> None:
+        self._disk = disk
+        self._lock = threading.Lock()
+        # The container for which each directory was made, and which alone has it yet.
+        self._makers: dict[str, str] = {}
+
+    def take(self, container: str, wanted: Mapping[str, OwnVolume], rootfs: str) -> dict[str, str]:
+        """See surroundings.Volumes. Raises StartError(RUNTIME_FAILED, NO_SPACE), and what `disk` raises."""
+        if not wanted:
+            return {}
+        parent = f"{self._disk()}/volumes"
+        taken: dict[str, str] = {}
+        with self._lock:
+            try:
+                for number, (destination, volume) in wanted.items():
+                    path = f"{parent}/{hashlib.sha256(volume.name.encode()).hexdigest()}"
+                    if path not in self._makers:
+                        self._make(path, volume, rootfs, destination)
+                        self._makers[path] = container
+                    elif path not in taken.values():
+                        self._makers[path] = _NOBODY_S
+                    taken[number] = path
+            except BaseException:
+                self._remove_those_of(container)
+                raise
+        return taken
+
+    def give_up(self, container: str) -> None:
+        """See surroundings.Volumes. Raises StartError(RUNTIME_FAILED)."""
+        with self._lock:
+            self._remove_those_of(container)
+
+    def _make(self, path: str, volume: Volume, rootfs: str, destination: str) -> None:
+        if len(self._makers) >= limits.VOLUMES:
+            raise StartError(
+                ErrorCode.RUNTIME_FAILED, f"the sandbox has more than {limits.VOLUMES} volumes"
+            )
+        try:
+            os.makedirs(path, 0o700)
+            try:
+                _fill(path, volume, rootfs, destination)
+            except OSError:
+                _remove(path)
+                raise
+        except OSError as error:
+            raise _failed(error, os.path.dirname(path), destination) from error
+
+    def _remove_those_of(self, container: str) -> None:
+        for path in [path for path, maker in self._makers.items() if maker == container]:
+            del self._makers[path]
+            try:
+                _remove(path)
+            except OSError as error:
+                raise StartError(
+                    ErrorCode.RUNTIME_FAILED, f"cannot remove a volume: {error.strerror}"
+                ) from error
+
+
+def _fill(path: str, volume: Volume, rootfs: str, destination: str) -> None:
+    if volume.memory:
+        flags = syscall.MS_NOSUID | syscall.MS_NODEV
+        size = f"size={volume.size}" if volume.size else ""
+        syscall.mount("tmpfs", path, "tmpfs", flags, size)
+    if volume.copy_up and copy_from(rootfs, destination, path):
+        return
+    os.chown(path, volume.uid, volume.gid)
+    os.chmod(path, volume.mode)
+
+
+def _remove(path: str) -> None:
+    if os.path.ismount(path):
+        syscall.umount(path, syscall.MNT_DETACH)
+    parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        remove_tree(parent, os.path.basename(path).encode())
+    finally:
+        os.close(parent)
+
+
+def _failed(error: OSError, disk: str, destination: str) -> StartError:
+    what = f"cannot make the volume for {destination!a:.300}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        space = os.statvfs(disk)
+        free, total = (n * space.f_frsize // limits.MIB for n in (space.f_bavail, space.f_blocks))
+        return StartError(ErrorCode.NO_SPACE, f"{what}: {free} MiB of {total} MiB are free")
+    return StartError(ErrorCode.RUNTIME_FAILED, f"{what}: {error.strerror}")

@@ -1,0 +1,161 @@
+"""Volumes of the sandbox's own in the real agent, with real crun."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.agent import Host, agent, config
+from sealrun_protocol import limits, messages
+from sealrun_protocol.errors import ErrorCode
+from sealrun_protocol.volume import Volume
+
+pytestmark = pytest.mark.root
+
+NAME = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/cache"
+PLACE = "/run/sealrun/disk/volumes"
+LOOK = "busybox stat -c '%a %u %g' /data; ls /data"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with agent(tmp_path) as host:
+        host.configure()
+        yield host
+
+
+def bind(destination: str, *options: str) -> dict[str, Any]:
+    """The host's source is never looked at in the guest."""
+    return {"destination": destination, "type": "bind", "source": "/etc", "options": [*options]}
+
+
+def say(host: Host, script: str, container: str, *volumes: Volume, **members: Any) -> str:
+    """What a container's script writes, with volumes at /data, /data1, …; it is deleted then."""
+    host.output.clear()
+    mounts = [bind(f"/data{number or ''}", "rbind") for number in range(len(volumes))]
+    given = {number + 2: volume for number, volume in enumerate(volumes)}
+    request = config("sh", "-c", f"exec 2>&1; {script}", mounts=members.pop("mounts", mounts))
+    assert host.run(container=container, config=request, volumes=given, **members) == 0
+    assert isinstance(host.delete(container), messages.Done)
+    return host.output.get(4, b"").decode()
+
+
+def left(host: Host) -> list[str]:
+    place = host.guest_path(PLACE)
+    return sorted(os.listdir(place)) if place.exists() else []
+
+
+def test_containers_have_the_same_one_by_its_name_as_long_as_the_sandbox_lives(host: Host) -> None:
+    assert say(host, "echo one >/data/file; ls -a /data", "a", Volume(name=NAME)) == ".\n..\nfile\n"
+    assert say(host, "cat /data/file", "b", Volume(name=NAME)) == "one\n"
+    assert (
+        say(host, "cat /data/file; ls /data1", "a", Volume(name=NAME), Volume(name="x")) == "one\n"
+    )
+    assert say(host, "ls /data", "c", Volume(name=f"{NAME}2")) == ""
+    twice = (Volume(name="y"), Volume(name="y"))
+    assert say(host, "echo two >/data/file; cat /data1/file", "d", *twice) == "two\n"
+    assert len(left(host)) == 4
+
+
+def test_mode_and_owner_are_those_that_the_first_one_asks_for(host: Host) -> None:
+    volume = Volume(name=NAME, mode=0o2775, uid=5, gid=2000)
+    assert say(host, LOOK, "a", volume) == "2775 5 2000\n"
+    assert say(host, LOOK, "b", Volume(name=NAME)) == "2775 5 2000\n"
+    mine = config(
+        *("sh", "-c", "echo x >/data/x && echo y >/denied/y; cat /data/x"),
+        mounts=[bind("/data", "rbind"), bind("/denied", "rbind")],
+        user={"uid": 7, "gid": 7, "additionalGids": [2000]},
+    )
+    volumes = {2: Volume(name=NAME), 3: Volume(name="other", mode=0o700)}
+    host.output.clear()
+    assert host.run(config=mine, volumes=volumes) == 0
+    assert host.output[4] == b"x\n"
+    assert b"can't create /denied/y: Permission denied" in host.output[6]
+
+
+def test_options_of_the_mount_hold(host: Host) -> None:
+    mounts = [bind("/data", "rbind", "ro", "nosuid", "nodev", "noexec"), bind("/again", "rbind")]
+    script = (
+        "echo x >/data/x || echo no; echo y >/again/y; cat /data/y;"
+        "while read -r line; do case $line in *' /data '*) echo $line; esac; done </proc/mounts"
+    )
+    request = config("sh", "-c", script, mounts=mounts)
+    volumes = {2: Volume(name=NAME), 3: Volume(name=NAME)}
+    assert host.run(config=request, volumes=volumes) == 0
+    said = bytes(host.output[4]).decode().splitlines()
+    assert said[:2] == ["no", "y"]
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(said[2].split()[3].split(","))
+
+
+def test_in_memory(host: Host) -> None:
+    volume = Volume(name=NAME, memory=True, size=1 << 20, mode=0o777)
+    script = (
+        "busybox grep ' /data ' /proc/mounts; dd if=/dev/zero of=/data/x bs=1k count=2k; ls /data"
+    )
+    said = say(host, script, "a", volume)
+    assert " tmpfs " in said
+    assert "size=1024k" in said
+    assert "No space left on device" in said
+    assert said.endswith("x\n")
+    assert say(host, LOOK, "b", volume) == "777 0 0\nx\n"
+
+
+def test_it_begins_with_what_the_image_has_there(host: Host) -> None:
+    volume = Volume(name=NAME, mode=0o755, uid=9, copy_up=True)
+    mounts = [bind("/etc", "rbind")]
+    script = "cat /etc/passwd; echo more >>/etc/passwd; busybox stat -c '%a %u' /etc"
+    said = say(host, script, "a", volume, mounts=mounts)
+    assert said == "root:x:0:0:root:/root:/bin/sh\n755 0\n"
+    said = say(host, "cat /etc/passwd", "b", volume, mounts=mounts)
+    assert said == "root:x:0:0:root:/root:/bin/sh\nmore\n", "the second one finds what is there"
+    nothing = Volume(name="nothing", mode=0o755, uid=9, copy_up=True)
+    assert say(host, LOOK, "c", nothing) == "755 9 0\n", "where the image has nothing"
+    without = Volume(name="without")
+    assert say(host, "ls /etc", "d", without, mounts=mounts) == ""
+
+
+def refused(host: Host, code: ErrorCode, volumes: dict[int, Volume], **members: Any) -> str:
+    request = config(*members.pop("args", ["true"]), mounts=[bind("/data", "rbind")])
+    stdio = {"stdin": 0, "stdout": 0, "stderr": 0}
+    answer = host.create(container="c9", config=request, volumes=volumes, **stdio, **members)
+    assert isinstance(answer, messages.Failed), answer
+    assert answer.code is code, answer
+    return answer.text
+
+
+def test_a_container_that_fails_leaves_none_that_was_made_for_it(host: Host) -> None:
+    volume = {2: Volume(name=NAME, memory=True)}
+    refused(host, ErrorCode.PROGRAM_NOT_FOUND, volume, args=["/nowhere"])
+    assert left(host) == []
+    assert PLACE not in host.guest_path("/proc/1/mounts").read_text()
+    assert say(host, "echo kept >/data/file", "a", Volume(name=NAME)) == ""
+    refused(host, ErrorCode.PROGRAM_NOT_FOUND, {2: Volume(name=NAME)}, args=["/nowhere"])
+    assert say(host, "cat /data/file", "b", Volume(name=NAME)) == "kept\n"
+
+
+@pytest.mark.parametrize(
+    ("volumes", "members", "text"),
+    [
+        ({0: Volume(name="x")}, {}, "mounts[0]: a source was sent for what is no bind"),
+        ({5: Volume(name="x")}, {}, "mounts[5]: there is no such mount"),
+        ({2: Volume(name="")}, {}, "mounts[2]: its volume has no name"),
+        ({2: Volume(name="x" * 4097)}, {}, "mounts[2]: its volume has no name, or a longer one"),
+        ({2: Volume(name="x", mode=0o10000)}, {}, "mounts[2]: its volume's mode or owner is none"),
+        ({2: Volume(name="x", gid=-1)}, {}, "mounts[2]: its volume's mode or owner is none"),
+        ({2: Volume(name="x", size=-1)}, {}, "mounts[2]: its volume's size is none"),
+        ({2: Volume(name="x")}, {"shared_mounts": (2,)}, "mounts[2]: two sources were sent"),
+    ],
+)
+def test_what_a_host_may_not_say(
+    host: Host, volumes: dict[int, Volume], members: dict[str, Any], text: str
+) -> None:
+    assert text in refused(host, ErrorCode.SPEC_REFUSED, volumes, **members)
+
+
+def test_their_number_is_bounded(host: Host) -> None:
+    for first in range(0, limits.VOLUMES, 64):
+        volumes = [Volume(name=str(number)) for number in range(first, first + 64)]
+        assert say(host, "true", "a", *volumes) == ""
+    text = refused(host, ErrorCode.RUNTIME_FAILED, {2: Volume(name="one too many")})
+    assert text == f"the sandbox has more than {limits.VOLUMES} volumes"

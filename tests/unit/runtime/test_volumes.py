@@ -1,0 +1,140 @@
+"""Which mounts are volumes of the guest's own: the engines' conventions, and the annotation."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sealrun_protocol.volume import Volume
+from sealrun_runtime import namespaces, sharing, volumes
+from sealrun_runtime.bundle import ContainerSpec
+from sealrun_runtime.errors import InvalidRequest
+from sealrun_runtime.oci_config import IdMapping, Mount
+
+IMAGE = "registry.test/app:1"
+KUBELET = "kubelet/pods/0f-1/volumes/kubernetes.io~empty-dir/cache"
+PODMAN = f"storage/volumes/{'5' * 64}/_data"
+CONTAINERD = f"io.containerd.grpc.v1.cri/containers/{'a' * 64}/volumes/{'b' * 64}"
+
+
+def container(*mounts: tuple[Path, str], **members: Any) -> ContainerSpec:
+    given: dict[str, Any] = {
+        "bundle": "/b",
+        "oci_version": "1.0.2",
+        "rootfs": "/b/rootfs",
+        "args": ("/program",),
+        "terminal": False,
+        "hostname": "",
+        "mounts": tuple(
+            Mount(destination=place, source=str(source), type="bind", options=("rbind",))
+            for source, place in mounts
+        ),
+        "annotations": {},
+        "namespaces": (),
+        "cgroups_path": "",
+    }
+    return ContainerSpec(**given | members)
+
+
+def made(parent: Path, name: str) -> Path:
+    path = parent / name
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "copy_up"), [(KUBELET, False), (PODMAN, True), (CONTAINERD, True)]
+)
+def test_what_engines_make_for_a_container(tmp_path: Path, name: str, copy_up: bool) -> None:
+    source = made(tmp_path, name)
+    source.chmod(0o2777)
+    given = container((source, "/data"))
+    found = volumes.find(given, IMAGE, alone=True)
+    owner = {"uid": os.getuid(), "gid": os.getgid()}
+    assert found == {0: Volume(name=str(source), mode=0o2777, copy_up=copy_up, **owner)}
+    assert sharing.plan(given, IMAGE, own=found).names == ()
+    assert volumes.find(given, "", alone=True) == {}, "the root is the host's as well"
+    (source / "file").touch()
+    assert volumes.find(given, IMAGE, alone=True) == {}, "something is there"
+    (line,) = volumes.noted(given, [0]).left_out
+    assert "/data is shared with the host: its directory there is not empty" in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "volumes/named/_data",
+        f"volumes/{'5' * 63}/_data",
+        f"volumes/{'5' * 64}/_data/below",
+        "pods/1/volumes/kubernetes.io~secret/key",
+        "pods/1/volumes/kubernetes.io~empty-dir/cache/below",
+        "srv",
+    ],
+)
+def test_what_is_anything_else_is_shared(tmp_path: Path, name: str) -> None:
+    given = container((made(tmp_path, name), "/data"))
+    assert volumes.find(given, IMAGE, alone=True) == {}
+    assert sharing.plan(given, IMAGE).shared == (0,)
+    assert volumes.noted(given, [0]).left_out == ()
+
+
+def test_the_annotation_names_places(tmp_path: Path) -> None:
+    full = made(tmp_path, "full")
+    (full / "file").touch()
+    named = made(tmp_path, "volumes/named/_data")
+    other = made(tmp_path, "other")
+    annotation = {volumes.ANNOTATION: "/full/, /named"}
+    given = container(
+        *((full, "/full"), (named, "/named"), (other, "/other")), annotations=annotation
+    )
+    found = volumes.find(given, IMAGE, alone=True)
+    assert {index: volume.copy_up for index, volume in found.items()} == {0: False, 1: True}
+    assert set(volumes.find(given, "", alone=True)) == {0, 1}, "whatever the root is"
+    assert sharing.plan(given, IMAGE, own=found).shared == (2,)
+
+
+def test_a_place_that_is_none_is_an_error_but_in_a_pod(tmp_path: Path) -> None:
+    annotation = {volumes.ANNOTATION: "/data,/daat"}
+    given = container((made(tmp_path, "x"), "/data"), annotations=annotation)
+    with pytest.raises(InvalidRequest, match="nothing is mounted at /daat"):
+        volumes.find(given, IMAGE, alone=True)
+    assert set(volumes.find(given, IMAGE, alone=False)) == {0}
+
+
+def test_a_file_is_no_volume(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    annotation = {volumes.ANNOTATION: "/data"}
+    given = container((tmp_path / "file", "/data"), annotations=annotation)
+    with pytest.raises(InvalidRequest, match="is no directory"):
+        volumes.find(given, IMAGE, alone=True)
+    gone = container((tmp_path / "gone", "/data"), annotations=annotation)
+    with pytest.raises(InvalidRequest, match="it does not exist"):
+        volumes.find(gone, IMAGE, alone=True)
+
+
+def test_owners_are_called_as_in_the_container_s_user_namespace(tmp_path: Path) -> None:
+    source = made(tmp_path, PODMAN)
+    mine = IdMapping(container_id=3, host_id=os.getuid(), size=1)
+    others = IdMapping(container_id=0, host_id=7_000_000, size=9)
+    given = container((source, "/data"), uid_mappings=(others, mine), gid_mappings=(others,))
+    volume = volumes.find(given, IMAGE, alone=True)[0]
+    assert (volume.uid, volume.gid) == (3, 65534)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """As kubelet makes one with medium: Memory."""
+    path = made(tmp_path, KUBELET)
+    namespaces.mount("tmpfs", str(path), "tmpfs", 0)
+    yield path
+    namespaces.detach(str(path))
+
+
+@pytest.mark.root
+def test_what_is_in_the_host_s_memory_is_in_the_guest_s(memory: Path) -> None:
+    volume = volumes.find(container((memory, "/data")), IMAGE, alone=True)[0]
+    assert (volume.memory, volume.size) == (True, 0), "as much as the kernel gives one"
+    os.system(f"mount -o remount,size=3m {memory}")
+    volume = volumes.find(container((memory, "/data")), IMAGE, alone=True)[0]
+    assert (volume.memory, volume.size) == (True, 3 << 20)
