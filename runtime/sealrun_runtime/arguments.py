@@ -17,14 +17,16 @@ _FALSE = ("false", "0", "f")
 class Invocation:
     """The options in front of the verb, as every command gets them.
 
-    root: the state root. log, log_format: the engine's log. debug: tell more. The options that only
-    fit a runtime whose containers live on the host are accepted and have no effect."""
+    root: the state root. log, log_format: the engine's log. debug: tell more. cgroup_manager: who makes
+    control groups on the host. The options that only fit a runtime whose containers live on the host are
+    accepted and have no effect."""
 
     def __init__(self, root: str, log: str, log_format: str, *, debug: bool) -> None:
         self.root = root
         self.log = log
         self.log_format = log_format
         self.debug = debug
+        self.cgroup_manager = "cgroupfs"
 
 
 class Parsed:

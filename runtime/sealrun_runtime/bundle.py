@@ -15,6 +15,7 @@ import msgspec
 from sealrun_runtime import spec_rules
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.errors import InvalidRequest, cause
+from sealrun_runtime.host_limits import HostLimits
 from sealrun_runtime.oci_config import (
     JSON_LIMITS,
     Document,
@@ -41,7 +42,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     hooks: those that the host runs, and those that belong to the guest.
     cgroups_path: as in config.json, empty where the engine gave none.
     left_out: lines about what has no effect in the guest.
-    demand: what the limits of linux.resources let it use.
+    demand: what the limits of linux.resources let it use. host_limits: what the host makes of them.
     sysctl: as in config.json, by name with dots.
     uid_mappings, gid_mappings: of the container's user namespace, empty where it has none.
     """
@@ -63,6 +64,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     cgroups_path: str
     left_out: tuple[str, ...] = ()
     demand: Demand = Demand()
+    host_limits: HostLimits = HostLimits()
     sysctl: dict[str, str] = {}
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
@@ -127,6 +129,7 @@ def parse(content: bytes, bundle: str) -> ContainerSpec:
         cgroups_path=linux.cgroups_path,
         left_out=left_out,
         demand=Demand().changed(linux.resources),
+        host_limits=HostLimits().changed(linux.resources),
         sysctl=linux.sysctl or {},
         uid_mappings=linux.uid_mappings or (),
         gid_mappings=linux.gid_mappings or (),

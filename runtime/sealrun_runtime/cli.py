@@ -48,8 +48,8 @@ _GLOBAL_OPTIONS = {
     "log": "log=",
     "log-format": "log-format=",
     "debug": "debug",
-    "systemd-cgroup": "ignored",
-    "cgroup-manager": "ignored=",
+    "systemd-cgroup": "systemd-cgroup",
+    "cgroup-manager": "cgroup-manager=",
     "rootless": "ignored=",
     "criu": "ignored=",
     "version": "version",
@@ -104,6 +104,8 @@ def _dispatch(arguments: list[str], invocation: Invocation) -> int:
     if log_format not in ("text", "json"):
         raise UsageError(f"invalid log format {log_format}: it is text or json")
     invocation.log_format = log_format
+    manager = "systemd" if parsed.flag("systemd-cgroup") else "cgroupfs"
+    invocation.cgroup_manager = parsed.value("cgroup-manager") or manager
     verb, rest = (parsed.operands[0], parsed.operands[1:]) if parsed.operands else ("", [])
     if parsed.flag("version"):
         verb, rest = "help", ["--version"]

@@ -13,6 +13,7 @@ from sealrun_protocol import limits
 
 from sealrun_runtime import (
     bundle,
+    cgroup_driver,
     config,
     hooks,
     image_reference,
@@ -82,6 +83,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     if os.geteuid() != 0:
         raise HostError("rootless containers are not supported yet", remedy="run as root")
     container, oci_config = bundle.read(bundle_path)
+    container, bus = cgroup_driver.choose(invocation.cgroup_manager, container, container_id)
     if not any(one.type == "network" for one in container.namespaces):
         raise InvalidRequest("a VM cannot have the host's own network", remedy=HOST_NETWORK_REMEDY)
     stored = image_reference.stored_image(container)
@@ -113,6 +115,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         guest_image=settings.guest.image or installation.guest_image(),
         config=settings,
         debug=invocation.debug,
+        bus=bus,
         pod=pod,
         volumes=own,
     )

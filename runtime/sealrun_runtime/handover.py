@@ -30,6 +30,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name; empty: any, or none.
     guest_image: absolute path of the guest image's directory, `config.guest.image` resolved.
     debug: --debug was given.
+    bus: of the systemd that makes the container's scope (cgroup_driver.py); empty: directories by hand.
     pod: the container's part in one; None where it stands alone.
     volumes: mounts (by index) that are the guest's own, whatever their sources.
     """
@@ -45,6 +46,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     guest_image: str
     config: Config
     debug: bool = False
+    bus: str = ""
     pod: Pod | None = None
     volumes: dict[int, Volume] = {}
 

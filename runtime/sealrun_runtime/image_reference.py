@@ -35,6 +35,7 @@ import msgspec
 from sealrun_runtime import pod
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import InvalidRequest
+from sealrun_runtime.systemd import properties
 
 IMAGE: Final = "io.sealrun.image"
 INIT_DATA: Final = "io.sealrun.init-data"
@@ -305,7 +306,8 @@ def _is_local(name: str) -> bool:
 
 def _acted_upon(name: str) -> bool:
     crio = name.startswith(_CRIO) and name.removeprefix(_CRIO) in _CRIO_KEYS
-    return crio or name.startswith(_OURS) or name == KATA_INIT_DATA or name in pod.ANNOTATIONS
+    ours = name.startswith((_OURS, properties.PREFIX))
+    return crio or ours or name == KATA_INIT_DATA or name in pod.ANNOTATIONS
 
 
 def _read(path: str) -> bytes:

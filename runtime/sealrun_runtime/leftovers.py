@@ -14,7 +14,7 @@ from errno import ENOTEMPTY
 from select import POLLIN, poll
 
 from sealrun_runtime.errors import HostError, NotFound, cause
-from sealrun_runtime.store import CGROUPS, NETWORK, PROCESSES, Directory
+from sealrun_runtime.store import CGROUPS, NETWORK, PROCESSES, SCOPE_MARK, Directory
 
 SHIM_ROLE = "shim"
 STAND_IN_ROLE = "stand-in"
@@ -22,6 +22,7 @@ EXEC_ROLE = "exec"
 HOOK_ROLE = "hook"
 KILL_SECONDS = 10.0
 CGROUP_SECONDS = 5.0
+SCOPE_SECONDS = 3.0
 _LOOK_SECONDS = 0.05  # between two looks at processes that ought to have ended
 # Of /proc/PID/stat, proc(5).
 _PID = 1
@@ -113,7 +114,10 @@ def remove(directory: Directory, *, patience: float) -> bool:
         if record := directory.read(NETWORK).decode():
             _release_network(record)
         for path in reversed(directory.read(CGROUPS).decode().splitlines()):
-            _remove_cgroup(path)
+            if path.startswith(SCOPE_MARK):
+                _await_scope(path.removeprefix(SCOPE_MARK), directory.container)
+            else:
+                _remove_cgroup(path)
         try:
             hooks = directory.clear() or hooks
             directory.remove()
@@ -224,6 +228,27 @@ def _remove_cgroup(path: str) -> None:
                 continue
             raise HostError(f"cannot remove cgroup {path}: {cause(error)}") from error
         return
+
+
+def _await_scope(path: str, container: str) -> None:
+    """systemd removes a scope when nothing is in it any more, and then the name is free. One that stays
+    holds processes that nobody knows."""
+    deadline = time.monotonic() + SCOPE_SECONDS
+    while _is_there(path):
+        if time.monotonic() >= deadline:
+            from sealrun_runtime.systemd import leftover
+
+            leftover.stop(path.rpartition("/")[2], container)
+            return
+        time.sleep(0.01)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        posix.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _has_children(path: str) -> bool:

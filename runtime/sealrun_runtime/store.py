@@ -11,7 +11,8 @@ owner only. A container that stands alone is a sandbox of its own, and has all o
                   the same of an executed program's stand-in; empty, and gone when that has ended
     poststart.json, poststop.json
                   the hooks that `start` and `delete` run, where there are any  (hooks.py)
-    cgroups       lines of absolute cgroup directories that the shim made, the deepest last
+    cgroups       lines of absolute cgroup directories that the shim made, the deepest last; those with
+                  SCOPE_MARK in front are scopes, which systemd made and removes
     network       lines about redirected interfaces, while there are any  (network/leftover.py)
     channel.sock, console.log, vmm.log, shim.log
     pod           in a container of a pod: the name of the pod's directory, which has what belongs to
@@ -28,6 +29,7 @@ STATE = "state.json"
 SOCKET = "shim.sock"
 PROCESSES = "processes"
 CGROUPS = "cgroups"
+SCOPE_MARK = "systemd:"
 NETWORK = "network"
 POSTSTART = "poststart.json"
 POSTSTOP = "poststop.json"

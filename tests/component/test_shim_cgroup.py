@@ -27,9 +27,8 @@ def parent(where: list[Hierarchy]) -> Iterator[str]:
     name = f"/sealrun_test_{uuid.uuid4().hex[:8]}"
     yield name
     for one in where:
-        for made in (name, f"{name}.slice"):
-            for directory, _, _ in os.walk(one.mount + made, topdown=False):
-                os.rmdir(directory)
+        for directory, _, _ in os.walk(one.mount + name, topdown=False):
+            os.rmdir(directory)
 
 
 @contextmanager
@@ -58,15 +57,6 @@ def test_shim_vmm_and_stand_in_are_in_it(
         shim.delete(force=True).ok()
         assert shim.gone() == 0
         assert not any(os.path.exists(one.mount + parent) for one in where)
-
-
-def test_a_path_in_systemds_form(tmp_path: Path, where: list[Hierarchy], parent: str) -> None:
-    name = parent.strip("/")
-    with created(tmp_path, f"{name}.slice:sealrun:c1") as shim:
-        assert shim.vmm in members(f"{where[0].mount}/{name}.slice/sealrun-c1.scope")
-        shim.delete(force=True).ok()
-        shim.gone()
-        assert not os.path.exists(f"{where[0].mount}/{name}.slice")
 
 
 def test_the_engines_cgroup_beside_ours_stays(

@@ -1,5 +1,6 @@
 """The namespaces that take the place of a VM, and its control groups."""
 
+import re
 from pathlib import Path
 
 _OPTIONS = "--fork --pid --kill-child --mount --mount-proc --net --ipc --uts"
@@ -16,7 +17,14 @@ _ENTER = (
 def cgroups() -> Path:
     """Where control groups of version 2 are."""
     unified = Path("/sys/fs/cgroup/unified")
-    return unified if unified.is_dir() else Path("/sys/fs/cgroup")
+    if unified.is_dir():
+        return unified
+    mount = Path("/sys/fs/cgroup")
+    # What a user has is handed down to their systemd.
+    handed_down = re.match(
+        r"0::/(.*/user@\d+\.service)(/|\n)", Path("/proc/self/cgroup").read_text()
+    )
+    return mount / handed_down[1] if handed_down else mount
 
 
 def command(group: Path) -> list[str]:

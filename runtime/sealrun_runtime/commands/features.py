@@ -63,8 +63,8 @@ def document() -> dict[str, object]:
             "cgroup": {
                 "v1": True,
                 "v2": True,
-                "systemd": False,
-                "systemdUser": False,
+                "systemd": True,
+                "systemdUser": True,
                 "rdma": False,
             },
             "seccomp": SECCOMP,
@@ -75,7 +75,7 @@ def document() -> dict[str, object]:
             "netDevices": {"enabled": False},
         },
         "annotations": {"io.sealrun.version": VERSION},
-        "potentiallyUnsafeConfigAnnotations": ["io.sealrun."],
+        "potentiallyUnsafeConfigAnnotations": ["io.sealrun.", "org.systemd.property."],
     }
 
 

@@ -18,7 +18,8 @@ usage: sealrun [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMM
 commands:
 """
 _EPILOGUE = """
-checkpoint and restore are not supported. --systemd-cgroup, --cgroup-manager, --rootless and --criu are accepted as runc's and have no effect.
+checkpoint and restore are not supported. --rootless and --criu are accepted as runc's and have no effect.
+--systemd-cgroup has systemd make the VM's control group; --cgroup-manager is systemd, cgroupfs or disabled.
 The settings stand in /etc/sealrun/sealrun.toml; `sealrun config` shows them all.
 """
 

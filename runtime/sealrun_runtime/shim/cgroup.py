@@ -1,11 +1,10 @@
 """The sandbox's cgroup on the host: `linux.cgroupsPath` in each hierarchy, with shim, VMM and stand-in
 in it, so that the engine's statistics and limits of the parent see the whole VM.
 
-The container's own limits (`linux.resources`) are not applied here: the guest applies them to the
-container's processes; on the host they would hit the VMM, which needs more than the container.
+The guest applies the container's limits (`linux.resources`) to its processes. On cgroup v2 the host holds
+the VM to them and to what it costs itself (host_limits.py).
 
-Directories are made by hand (the cgroupfs driver). A path in systemd's form, `slice:prefix:name`, is
-translated to the place where systemd would put that scope.
+Directories are made by hand (the cgroupfs driver); scope.py has systemd make them.
 
 On cgroup v1 and in hybrid mode each v1 hierarchy is used, on pure v2 the one of v2. What was made is
 noted one directory a line, the deepest last, before it is made, so that `delete` can remove it
@@ -15,8 +14,13 @@ without us. Parents that we made and somebody else uses by now (conmon's cgroup 
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
+from sealrun_runtime.host_limits import UNLIMITED, VmLimits
+from sealrun_runtime.shim.log import log
 from sealrun_runtime.store import CGROUPS, Directory
 
 _REMOVE_SECONDS: Final = 2.0
@@ -57,36 +61,54 @@ def hierarchies(mountinfo: str) -> list[Hierarchy]:
 def directory_of(cgroups_path: str) -> str:
     """`linux.cgroupsPath` as an absolute path below a hierarchy's mount. Raises ValueError where it
     leads elsewhere."""
-    if cgroups_path.count(":") == 2 and "/" not in cgroups_path:
-        slice_name, prefix, name = cgroups_path.split(":")
-        scope = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
-        cgroups_path = f"{_slice(slice_name or 'system.slice')}/{scope}"
     parts = [part for part in cgroups_path.split("/") if part]
     if not parts or any(part in (".", "..") or "\0" in part for part in parts):
         raise ValueError(f"cannot use the cgroup path {cgroups_path!r}")
     return "/" + "/".join(parts)
 
 
-def _slice(name: str) -> str:
-    """systemd.slice(5): `a-b.slice` lies in `a.slice`; `-.slice` is the root."""
-    stem = name.removesuffix(".slice")
-    if stem == "-":
-        return ""
-    parts = stem.split("-")
-    if not all(parts):
-        raise ValueError(f"cannot use the slice {name!r}")
-    return "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
+def is_v2(where: Sequence[Hierarchy]) -> bool:
+    """Whether there is nothing but version 2."""
+    return bool(where) and not any(one.controllers for one in where)
+
+
+def files(limits: VmLimits) -> list[tuple[str, str]]:
+    """What is written to which file of version 2 (Documentation/admin-guide/cgroup-v2.rst)."""
+    found: list[tuple[str, str]] = []
+    if limits.memory is not None:
+        found.append(("memory.max", _or_max(limits.memory)))
+    if limits.cpus is not None:
+        quota = _or_max(round(limits.cpus * limits.period) if limits.cpus > 0 else UNLIMITED)
+        found.append(("cpu.max", f"{quota} {limits.period}"))
+    if limits.weight is not None:
+        found.append(("cpu.weight", str(limits.weight)))
+    if limits.tasks is not None:
+        found.append(("pids.max", _or_max(limits.tasks)))
+    if limits.cpuset:
+        found.append(("cpuset.cpus", limits.cpuset))
+    if limits.nodes:
+        found.append(("cpuset.mems", limits.nodes))
+    return found
+
+
+def _or_max(limit: int) -> str:
+    return "max" if limit == UNLIMITED else str(limit)
 
 
 class Cgroup:
     """The sandbox's directories, one in each hierarchy."""
 
     def __init__(
-        self, directory: Directory, where: list[Hierarchy], path: str, own: int = 0
+        self,
+        directory: Directory,
+        where: Sequence[Hierarchy],
+        path: str,
+        own: int = 0,
+        limits: VmLimits | None = None,
     ) -> None:
         """directory: the state directory that notes what is made. path: from `directory_of`; of its
-        last `own` components we are in charge, whoever made them."""
-        self._directory = directory
+        last `own` components we are in charge, whoever made them. limits: of version 2."""
+        self._directory, self._limits = directory, limits
         self._leaves = [(one, one.mount + path) for one in where]
         self._made: list[str] = []
         self._ours: set[str] = set()
@@ -98,6 +120,9 @@ class Cgroup:
         """Make the directories. Raises OSError; what was made until then is removed by `remove`."""
         for hierarchy, leaf in self._leaves:
             self._make(hierarchy, leaf)
+        if self._limits is not None:
+            self.limit(self._limits)
+            self.tell_unavailable(self._limits)
 
     def join(self, pid: int) -> None:
         """Move a process, with its threads. Raises OSError."""
@@ -109,6 +134,34 @@ class Cgroup:
         for hierarchy, leaf in self._leaves:
             self._home[leaf] = _current(hierarchy)
             _attach(leaf, os.getpid())
+
+    def limit(self, limits: VmLimits) -> None:
+        """Set limits, where the hierarchy is version 2. Raises OSError."""
+        for hierarchy, leaf in self._leaves:
+            for name, content in files(self.bearable(limits)) if not hierarchy.controllers else ():
+                if os.path.exists(f"{leaf}/{name}"):  # see tell_unavailable
+                    _write(f"{leaf}/{name}", content)
+
+    def bearable(self, limits: VmLimits) -> VmLimits:
+        """Without a limit of memory below what is in use: the kernel would kill the VMM. A VM that is to
+        become smaller gives its memory back bit by bit, or not at all."""
+        for hierarchy, leaf in self._leaves:
+            if hierarchy.controllers or limits.memory in (None, UNLIMITED):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                if int(_read(f"{leaf}/memory.current")) > (limits.memory or 0):
+                    log.info("the host's limit of memory stays: the VM holds more than the new one")
+                    return msgspec.structs.replace(limits, memory=None)
+        return limits
+
+    def tell_unavailable(self, limits: VmLimits) -> None:
+        """Say which limits the host cannot have, since the controller was not handed down to it."""
+        for hierarchy, leaf in self._leaves:
+            for name, _ in files(limits) if not hierarchy.controllers else ():
+                if not os.path.exists(f"{leaf}/{name}"):
+                    log.warning(
+                        "the host does not limit %s of the VM: no such controller here", name
+                    )
 
     def remove(self) -> list[str]:
         """Leave, and remove what was made. Returns what is still there: busy, or used by others."""
@@ -146,7 +199,9 @@ class Cgroup:
                 os.mkdir(path, 0o755)
         if "cpuset" in hierarchy.controllers:
             _inherit_cpuset(path)
-        elif not hierarchy.controllers:
+        elif not hierarchy.controllers and os.path.dirname(path) not in self._ours:
+            # Not in a container's own: its processes are beside the VM's group, which therefore is
+            # accounted for with them.
             _enable_controllers(os.path.dirname(path))
 
 

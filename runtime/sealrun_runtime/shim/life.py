@@ -22,8 +22,8 @@ from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import log as logging
 from sealrun_runtime.shim import network, placement, scratch, tpm
 from sealrun_runtime.shim.attendant import Attendant
-from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
+from sealrun_runtime.shim.group import Group
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.machine import Launched, Planner
 from sealrun_runtime.shim.shared_tree import SharedTree
@@ -62,7 +62,7 @@ def run(path: str, listener: int, planner: Planner) -> int:
 async def _life(
     handover: Handover, oci_config: bytes, directory: Directory, listener: int, planner: Planner
 ) -> None:
-    cgroup: Cgroup | None = None
+    cgroup: Group | None = None
     launched: Launched | None = None
     failure: ShimError | None = None
     pod = handover.pod

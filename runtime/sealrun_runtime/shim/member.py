@@ -16,9 +16,9 @@ from sealrun_protocol.messages import HostMessage, ProtocolViolation
 from sealrun_runtime import leftovers, sharing
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.shim import agent, request, state
+from sealrun_runtime.host_limits import HostLimits
+from sealrun_runtime.shim import agent, placement, request, state
 from sealrun_runtime.shim.agent import Agent, Silence
-from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.container import LIVE, Container
 from sealrun_runtime.shim.copies import Copies
 from sealrun_runtime.shim.errors import (
@@ -31,6 +31,7 @@ from sealrun_runtime.shim.errors import (
     wire_text,
 )
 from sealrun_runtime.shim.executions import SIGKILL, Executions
+from sealrun_runtime.shim.group import Group
 from sealrun_runtime.shim.log import guest as log_guest
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.process import KILLED, Descriptors, Process
@@ -109,7 +110,7 @@ class Member:
         handover: Handover,
         oci_config: bytes,
         directory: Directory,
-        cgroup: Cgroup | None,
+        cgroup: Group | None,
         sandbox: Surroundings,
     ) -> None:
         self.handover = handover
@@ -135,8 +136,9 @@ class Member:
             self._container,
             sandbox.agent,
             self._executions,
-            self._resize,
-            handover.container.demand,
+            handover.container,
+            resize=self._resize,
+            limit=self._limit,
         )
         self._copies: Copies | None = None
         self._progress: Progress | None = None
@@ -180,7 +182,7 @@ class Member:
         self._progress = progress
         try:
             process = self._container.process = self._process(pid, given)
-            self._join_cgroup(pid)
+            await asyncio.to_thread(self._join_cgroup, pid)
             digest = await self._prepare(process, given, progress)
             self._container.expect(Status.CREATING)
             self._container.created(digest)
@@ -264,6 +266,16 @@ class Member:
         if strict:
             self._sandbox.check(self, demand)
         await self._sandbox.hold(self, demand)
+
+    async def _limit(self, limits: HostLimits) -> None:
+        """The VM of a pod has none on the host but those of the pod's parent."""
+        if self.cgroup is None or self.handover.pod is not None:
+            return
+        vm = placement.vm_limits(self.handover, limits)
+        try:
+            await asyncio.to_thread(self.cgroup.limit, vm)
+        except OSError as error:
+            raise HostFailed(f"cannot limit the VM: {error.strerror}") from error
 
     async def kill(self, signal: int, *, everything: bool) -> None:
         """Raises ShimError."""

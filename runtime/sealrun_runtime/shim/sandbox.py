@@ -24,7 +24,6 @@ from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import placement
 from sealrun_runtime.shim.agent import Agent
-from sealrun_runtime.shim.cgroup import Cgroup
 from sealrun_runtime.shim.errors import (
     CalledOff,
     NotFound,
@@ -34,6 +33,7 @@ from sealrun_runtime.shim.errors import (
     WrongState,
     wire_text,
 )
+from sealrun_runtime.shim.group import Group
 from sealrun_runtime.shim.infra import Infra
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.machine import Launched
@@ -59,7 +59,7 @@ class Sandbox:
     only."""
 
     def __init__(
-        self, handover: Handover, directory: Directory, cgroup: Cgroup | None, launcher: Launcher
+        self, handover: Handover, directory: Directory, cgroup: Group | None, launcher: Launcher
     ) -> None:
         """handover: of the container that the sandbox was made for. cgroup: the one that this process
         is in. empty: no container ever came."""
@@ -90,7 +90,7 @@ class Sandbox:
         handover: Handover,
         oci_config: bytes,
         directory: Directory,
-        cgroup: Cgroup | None,
+        cgroup: Group | None,
         listener: socket.socket,
     ) -> None:
         """A container comes into the sandbox. Takes the listener over."""
@@ -391,6 +391,6 @@ def _is_infra(handover: Handover) -> bool:
     return handover.pod is not None and handover.pod.infra
 
 
-def _remove(cgroup: Cgroup | None) -> None:
+def _remove(cgroup: Group | None) -> None:
     for path in cgroup.remove() if cgroup is not None else ():
         log.info("cgroup %s stays: it is in use", path)

@@ -10,8 +10,10 @@ from sealrun_protocol.evidence import NONCE_BYTES
 from sealrun_protocol.messages import HostMessage
 
 from sealrun_runtime import bundle
+from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.errors import InvalidRequest
+from sealrun_runtime.host_limits import HostLimits
 from sealrun_runtime.shim import agent
 from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.container import LIVE, Container
@@ -47,6 +49,12 @@ class Resize(Protocol):
     async def __call__(self, demand: Demand, *, strict: bool) -> None: ...
 
 
+class Limit(Protocol):
+    """Hold the VM to other limits. Raises ShimError."""
+
+    async def __call__(self, limits: HostLimits) -> None: ...
+
+
 class Steering:
     """Event loop only."""
 
@@ -55,12 +63,15 @@ class Steering:
         container: Container,
         guest: Agent,
         executions: Executions,
+        spec: ContainerSpec,
+        *,
         resize: Resize,
-        demand: Demand,
+        limit: Limit,
     ) -> None:
-        """demand: what the container's limits let it use now."""
+        """spec: its limits are those that hold now."""
         self._container, self._agent, self._executions = container, guest, executions
-        self._resize, self._demand = resize, demand
+        self._resize, self._demand = resize, spec.demand
+        self._limit, self._limits = limit, spec.host_limits
 
     async def signal(self, number: int, *, everything: bool, seconds: float) -> None:
         """Raises Silence, WrongState where it does not run any more, GuestFailed."""
@@ -115,18 +126,25 @@ class Steering:
         return ""
 
     async def _update(self, resources: bytes) -> None:
-        """The VM grows before its container may, and shrinks after it."""
+        """The VM grows before its container may, and shrinks after it; its own limits are around it."""
         here, before = self._container, self._demand
         try:
-            after = before.changed(bundle.parse_resources(resources))
+            wanted = bundle.parse_resources(resources)
         except InvalidRequest as error:
             raise Misuse(error.text) from error
-        await self._resize(before.larger(after), strict=True)
-        await self._ask(
-            lambda n: messages.UpdateContainer(id=n, container=here.id, resources=resources)
-        )
-        self._demand = after
+        after, limits = before.changed(wanted), self._limits.changed(wanted)
+        await self._limit(limits.roomier(self._limits))
+        try:
+            await self._resize(before.larger(after), strict=True)
+            await self._ask(
+                lambda n: messages.UpdateContainer(id=n, container=here.id, resources=resources)
+            )
+        except ShimError:
+            await self._limit(self._limits)
+            raise
+        self._demand, self._limits = after, limits
         await self._resize(after, strict=False)
+        await self._limit(limits)
 
     async def _pause(self) -> None:
         await self._ask(lambda n: messages.PauseContainer(id=n, container=self._container.id))

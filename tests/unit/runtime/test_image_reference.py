@@ -151,6 +151,7 @@ def test_a_local_name_has_no_registry_and_the_others_are_named() -> None:
         "io.sealrun.init-data",
         "io.sealrun.memory",
         "io.sealrun.anything-to-come",
+        "org.systemd.property.CollectMode",
         "io.katacontainers.config.hypervisor.cc_init_data",
         CRIO + "ImageName",
         CRIO + "Image",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from sealrun_runtime import store
-from sealrun_runtime.shim.cgroup import Cgroup, Hierarchy, directory_of, hierarchies
+from sealrun_runtime.host_limits import UNLIMITED, VmLimits
+from sealrun_runtime.shim.cgroup import Cgroup, Hierarchy, directory_of, files, hierarchies
 
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -44,21 +45,13 @@ def test_a_hierarchy_that_is_mounted_twice_counts_once() -> None:
         ("/libpod_parent/libpod-1", "/libpod_parent/libpod-1"),
         ("a//b/", "/a/b"),
         ("/default/c1", "/default/c1"),
-        ("machine.slice:libpod:1f", "/machine.slice/libpod-1f.scope"),
-        ("system.slice::c1", "/system.slice/c1.scope"),
-        (":crio:c1", "/system.slice/crio-c1.scope"),
-        ("-.slice:crio:c1", "/crio-c1.scope"),
-        (
-            "kubepods-besteffort-pod1.slice:crio:c1",
-            "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/crio-c1.scope",
-        ),
     ],
 )
-def test_the_path_in_both_forms(path: str, directory: str) -> None:
+def test_the_path_below_a_hierarchy(path: str, directory: str) -> None:
     assert directory_of(path) == directory
 
 
-@pytest.mark.parametrize("path", ["/", "", "/a/../../b", "..", "/a/./b", "a\0b", "a--b.slice:x:y"])
+@pytest.mark.parametrize("path", ["/", "", "/a/../../b", "..", "/a/./b", "a\0b"])
 def test_paths_that_lead_elsewhere(path: str) -> None:
     with pytest.raises(ValueError, match="cannot use"):
         directory_of(path)
@@ -119,4 +112,83 @@ def test_a_cpuset_gets_what_its_parent_has(tmp_path: Path, directory: store.Dire
     Cgroup(directory, [Hierarchy(str(mount), ("cpuset",))], "/leaf").make()
     assert (leaf / "cpuset.cpus").read_text() == "0-1\n"
     assert (leaf / "cpuset.mems").read_text() == "1\n"
+    directory.close()
+
+
+# --- version 2 -----------------------------------------------------------------------------------
+
+LIMITS = VmLimits(memory=100, cpus=1.5, weight=20, tasks=7, cpuset="0-1", nodes="0")
+
+
+def test_limits_are_files() -> None:
+    assert files(LIMITS) == [
+        ("memory.max", "100"),
+        ("cpu.max", "150000 100000"),
+        ("cpu.weight", "20"),
+        ("pids.max", "7"),
+        ("cpuset.cpus", "0-1"),
+        ("cpuset.mems", "0"),
+    ]
+    none = VmLimits(memory=UNLIMITED, cpus=UNLIMITED, tasks=UNLIMITED)
+    assert [content for _, content in files(none)] == ["max", "max 100000", "max"]
+    assert files(VmLimits()) == []
+
+
+def leaf_of_v2(tmp_path: Path, *names: str) -> Path:
+    leaf = tmp_path / "unified/leaf"
+    leaf.mkdir(parents=True)
+    for name in names:
+        (leaf / name).write_text("max\n")
+    return leaf
+
+
+def test_limits_are_set_where_there_is_a_controller(
+    tmp_path: Path, directory: store.Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaf = leaf_of_v2(tmp_path, "memory.max", "pids.max")
+    group = Cgroup(directory, [Hierarchy(str(leaf.parent), ())], "/leaf", limits=LIMITS)
+    with caplog.at_level("WARNING"):
+        group.make()
+    assert (leaf / "memory.max").read_text() == "100"
+    assert (leaf / "pids.max").read_text() == "7"
+    told = [record.message.split()[5] for record in caplog.records]
+    assert told == ["cpu.max", "cpu.weight", "cpuset.cpus", "cpuset.mems"]
+    directory.close()
+
+
+def test_memory_that_is_in_use_is_not_taken_away(
+    tmp_path: Path, directory: store.Directory
+) -> None:
+    leaf = leaf_of_v2(tmp_path, "memory.max", "pids.max")
+    (leaf / "memory.current").write_text("101\n")
+    group = Cgroup(directory, [Hierarchy(str(leaf.parent), ())], "/leaf")
+    group.limit(LIMITS)
+    assert (leaf / "memory.max").read_text() == "max\n"
+    assert (leaf / "pids.max").read_text() == "7"
+    (leaf / "memory.current").write_text("99\n")
+    group.limit(LIMITS)
+    assert (leaf / "memory.max").read_text() == "100"
+    directory.close()
+
+
+def test_version_1_has_no_limits_of_the_hosts(tmp_path: Path, directory: store.Directory) -> None:
+    leaf = leaf_of_v2(tmp_path, "memory.max")
+    Cgroup(directory, [Hierarchy(str(leaf.parent), ("memory",))], "/leaf", limits=LIMITS).make()
+    assert (leaf / "memory.max").read_text() == "max\n"
+    directory.close()
+
+
+@pytest.mark.parametrize(("own", "enabled"), [(0, True), (1, True), (2, False)])
+def test_a_containers_own_group_hands_no_controllers_down(
+    tmp_path: Path, directory: store.Directory, own: int, enabled: bool
+) -> None:
+    """The kernel would let no process of the container into it any more."""
+    mount = tmp_path / "unified"
+    for path in (mount, mount / "infra"):
+        path.mkdir()
+        (path / "cgroup.controllers").write_text("memory pids\n")
+        (path / "cgroup.subtree_control").write_text("")
+    Cgroup(directory, [Hierarchy(str(mount), ())], "/infra/vm", own).make()
+    assert (mount / "cgroup.subtree_control").read_text()
+    assert bool((mount / "infra/cgroup.subtree_control").read_text()) is enabled
     directory.close()
