@@ -119,8 +119,7 @@ def parse(table: object) -> Configuration:
 def is_short(reference: str) -> bool:
     """Whether a reference does not begin with a registry."""
     first, slash, _ = reference.partition("/")
-    named = first == "localhost" or any(mark in first for mark in ".:[") or first != first.lower()
-    return not (slash and named)
+    return not (slash and (first == "localhost" or any(mark in first for mark in ".:[")))
 
 
 def completed(configuration: Configuration, reference: str) -> str:

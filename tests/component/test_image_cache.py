@@ -1,5 +1,6 @@
 """Images through the host's cache: each byte leaves the registry once, and none is believed."""
 
+import gzip
 import json
 import os
 import socket
@@ -308,7 +309,9 @@ def lies(image: Image) -> dict[str, Fetch]:
     def is_layer(digest: str) -> bool:
         return true(digest)[:2] == b"\x1f\x8b"
 
+    named = [layer["digest"] for layer in json.loads(true(image.digest))["layers"]]
     evil = layers.compress(layers.tar([layers.file("../../escaped", b"x" * 1000)]), "gzip")
+    bomb = gzip.compress(layers.tar([layers.file("big", bytes(32 << 20))]), 1)
     return {
         "refuses": refusing,
         "nothing": sending(lambda _: b""),
@@ -323,6 +326,10 @@ def lies(image: Image) -> dict[str, Fetch]:
             lambda digest: true(digest)[:100] if is_layer(digest) else true(digest)
         ),
         "evil-layers": sending(lambda digest: evil if is_layer(digest) else true(digest)),
+        "bombs": sending(lambda digest: bomb if is_layer(digest) else true(digest)),
+        "swapped-layers": sending(
+            lambda digest: true(named[named.index(digest) - 1]) if digest in named else true(digest)
+        ),
     }
 
 
@@ -338,6 +345,8 @@ def lies(image: Image) -> dict[str, Fetch]:
         "wrong-layers",
         "short-layers",
         "evil-layers",
+        "bombs",
+        "swapped-layers",
     ],
 )
 def test_a_lying_cache_costs_a_way_to_the_registry(image: Image, tmp_path: Path, lie: str) -> None:

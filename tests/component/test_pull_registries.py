@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fixtures import layers
 from fixtures.pulling import Puller
+from sealrun_agent.errors import PullError
 from sealrun_agent.image.pull import ImagePolicy
 from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.registries import parse
@@ -201,8 +202,8 @@ def test_a_blocked_registry_is_not_asked(
 
 def test_short_names(puller: Puller, simulator: Simulator) -> None:
     two = parse({"unqualified-search-registries": ["a.example", "b.example"]})
-    error = puller.refused("app:1", ImagePolicy(registries=two))
-    assert error.code is ErrorCode.REFERENCE_INVALID
+    with pytest.raises(PullError, match=r"'app' could be of any of 'a\.example, b\.example'"):
+        puller("app:1", ImagePolicy(registries=two))
     simulator.publish([TAR])
     name = f"{simulator.address}/{NAME}"
     alias = ImagePolicy((simulator.address,), registries=parse({"aliases": {"app": name}}))

@@ -25,15 +25,15 @@ Rules, in order:
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 
 from sealrun_protocol import limits, registries
 from sealrun_protocol.errors import ErrorCode, Phase
 
 from sealrun_agent.dial import Dial
-from sealrun_agent.errors import PullError, VerifyError
+from sealrun_agent.errors import AgentError, PullError, VerifyError
 from sealrun_agent.image.admission import Admission
 from sealrun_agent.image.authorization import Authorizations
 from sealrun_agent.image.credentials import Safe
@@ -97,7 +97,7 @@ def pull(
     def connected() -> Source:
         return Relay(cache, registry()) if cache is not None else registry()
 
-    with closing(connected()) as source:
+    with _naming(wanted), closing(connected()) as source:
         progress(Phase.PULL, f"resolving {wanted}", 0, 0)
         digests, document = _resolved(source, wanted, platform)
         check_digests(policy, wanted, digests)
@@ -120,6 +120,17 @@ def pull(
                 wipe(key.symkey for key in layer_keys.values())
             layers = _published(claim)
     return Image(str(wanted), digests[-1], config, layers)
+
+
+@contextmanager
+def _naming(wanted: Reference) -> Iterator[None]:
+    """Every error says which image of which registry it is about."""
+    try:
+        yield
+    except AgentError as error:
+        if wanted.registry in str(error):
+            raise
+        raise type(error)(error.code, f"{error} (image {wanted})") from error
 
 
 def _registry(

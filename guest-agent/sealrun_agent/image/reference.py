@@ -5,6 +5,7 @@ The grammar is that of the distribution project's `reference` package, with thes
 - The registry must be written. A short name ("alpine") means another image on each host's search
   list: it is refused, not guessed, unless the tenant's registry configuration completes it before
   (sealrun_protocol/registries.py). Engines hand over full names.
+- Upper case alone makes no registry ("Host/a"): read again, in lower case, it would be a short name.
 - `docker.io/alpine` and `index.docker.io/alpine` become `docker.io/library/alpine`.
 - Without tag and digest the tag is `latest`. With both, the digest decides and the tag is only kept.
 - Digests are sha256; other algorithms of the OCI image specification are refused by name.
@@ -97,7 +98,7 @@ def split_registry(registry: str) -> tuple[str, int | None]:
 
 
 def _names_a_registry(first: str) -> bool:
-    return first == "localhost" or any(mark in first for mark in ".:[") or first != first.lower()
+    return first == "localhost" or any(mark in first for mark in ".:[")
 
 
 def _registry(text: str, written: str) -> str:

@@ -25,7 +25,6 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
         ("registry.example/a@" + DIGEST, ("registry.example", "a", None, DIGEST)),
         ("registry.example/a:1@" + DIGEST, ("registry.example", "a", "1", DIGEST)),
         ("Registry.Example/a", ("registry.example", "a", "latest", None)),
-        ("REG/a", ("reg", "a", "latest", None)),
         ("r.example/a__b/c.d-e--f", ("r.example", "a__b/c.d-e--f", "latest", None)),
     ],
 )
@@ -36,6 +35,7 @@ def test_reads(text: str, expected: tuple[str, str, str | None, str | None]) -> 
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
+        ("REG/a", "short names are not configured"),
         ("", "short names"),
         ("alpine", "short names"),
         ("alpine:3.20", "short names"),
