@@ -16,6 +16,7 @@ RECEIVE_BYTES: Final = 64 << 10  # more than the kernel ever puts into one datag
 PERMANENT: Final = 0x80  # IFA_F_PERMANENT, NUD_PERMANENT
 NO_DAD: Final = 0x02  # IFA_F_NODAD
 MAIN_TABLE: Final = 254  # RT_TABLE_MAIN
+LOCAL_TABLE: Final = 255  # RT_TABLE_LOCAL
 UNICAST: Final = 1  # RTN_UNICAST
 ON_LINK: Final = 4  # RTNH_F_ONLINK
 
@@ -203,10 +204,16 @@ def address_body(family: int, prefix: int, index: int, scope: int = 0) -> bytes:
 
 
 def route_body(
-    family: int, prefix: int, *, protocol: int = 0, scope: int = 0, flags: int = 0
+    family: int,
+    prefix: int,
+    *,
+    protocol: int = 0,
+    scope: int = 0,
+    flags: int = 0,
+    table: int = MAIN_TABLE,
 ) -> bytes:
-    """The rtmsg of a unicast route in the main table."""
-    return _ROUTE.pack(family, prefix, 0, 0, MAIN_TABLE, protocol, scope, UNICAST, flags)
+    """The rtmsg of a unicast route."""
+    return _ROUTE.pack(family, prefix, 0, 0, table, protocol, scope, UNICAST, flags)
 
 
 def neighbour_body(family: int, index: int) -> bytes:

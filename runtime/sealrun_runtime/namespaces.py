@@ -158,6 +158,12 @@ def user_namespace(uid_map: str, gid_map: str) -> int:
         os.waitpid(pid, 0)
 
 
+def is_rootless() -> bool:
+    """Whether this process's root is one in a user namespace only (user_namespaces(7))."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
+
+
 def restrict_mount(path: str, attributes: int) -> None:
     """mount_setattr(2) of the mount at `path`."""
     wanted = _MountAttributes(attributes, 0, 0, 0)

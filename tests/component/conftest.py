@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures import netns
 from fixtures import registry as registries
 from fixtures import workload as workloads
 from fixtures.agent import Host, agent
+from fixtures.netns import Netns
 from fixtures.pulling import Puller
 from fixtures.shim import Shim, running
 from simulators import registry as simulators
@@ -79,3 +81,22 @@ def guest(shim: Shim) -> Iterator[Guest]:
     """The guest of that sandbox, which has connected to its shim and says what the test says."""
     with shim.guest() as one:
         yield one
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Netns, Netns]]:
+    """A network namespace as an engine would make it for a container, and the other end of its eth0."""
+    with netns.pair() as both:
+        yield both
+
+
+@pytest.fixture
+def inside(ends: tuple[Netns, Netns]) -> Netns:
+    """The container's."""
+    return ends[0]
+
+
+@pytest.fixture
+def outside(ends: tuple[Netns, Netns]) -> Netns:
+    """The other one."""
+    return ends[1]

@@ -24,22 +24,6 @@ PROTOCOL = b"\x88\xb5"  # for experiments: IEEE 802
 SECONDS = 10.0
 
 
-@pytest.fixture
-def ends() -> Iterator[tuple[Netns, Netns]]:
-    with netns.pair() as both:
-        yield both
-
-
-@pytest.fixture
-def inside(ends: tuple[Netns, Netns]) -> Netns:
-    return ends[0]
-
-
-@pytest.fixture
-def outside(ends: tuple[Netns, Netns]) -> Netns:
-    return ends[1]
-
-
 def opened(where: Netns) -> Namespace:
     return Namespace(os.open(where.path, os.O_RDONLY | os.O_CLOEXEC))
 

@@ -32,11 +32,6 @@ def ends() -> Iterator[tuple[Netns, Netns]]:
 
 
 @pytest.fixture
-def inside(ends: tuple[Netns, Netns]) -> Netns:
-    return ends[0]
-
-
-@pytest.fixture
 def shim(tmp_path: Path, inside: Netns) -> Iterator[Shim]:
     with running(tmp_path, namespaces=(Namespace(type="network", path=inside.path),)) as one:
         yield one

@@ -64,10 +64,15 @@ def test_an_encrypted_image(
     assert ended.stdout == workloads.SECRET + b"\n0\n"
 
 
+@pytest.mark.parametrize("handler", ["rootlesskit", "slirp4netns"])
 def test_a_service(
-    user: rootless.User, podman: podmans.Podman, busybox_annotations: workloads.Annotations
+    user: rootless.User,
+    podman: podmans.Podman,
+    busybox_annotations: workloads.Annotations,
+    handler: str,
 ) -> None:
-    """Published, asked, looked into, stopped: as with any container of theirs."""
+    """Published (rootlesskit is what Podman does by default), asked, looked into, stopped: as with any
+    container of theirs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -75,7 +80,7 @@ def test_a_service(
     container = podman.start(
         ["/bin/sh", "-c", served],
         busybox_annotations,
-        *("--network", "slirp4netns:port_handler=slirp4netns"),
+        *("--network", f"slirp4netns:port_handler={handler}"),
         *("--publish", f"127.0.0.1:{port}:8080"),
     )
     wait_for_log(podman, container, b"ready\n")

@@ -42,7 +42,10 @@ _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_U32_SEL, _TCA_U32_ACT = 5, 7
 _TCA_ACT_KIND, _TCA_ACT_OPTIONS = 1, 2
 _TCA_MIRRED_PARMS: Final = 2
-_EVERYTHING: Final = struct.pack("=BBBxHHhhI IIii", 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+_SELECTOR: Final = struct.Struct("=BBBxHHhhI4s4sii")  # tc_u32_sel with one key
+_EVERYTHING: Final = _SELECTOR.pack(1, 0, 1, 0, 0, 0, 0, 0, bytes(4), bytes(4), 0, 0)
+_IPV4_DESTINATION: Final = 16  # its place in a packet
+_IPV4: Final = 0x0008  # ETH_P_IP in the network's byte order
 _STOLEN, _EGRESS_REDIRECT = 4, 1
 
 
@@ -85,6 +88,13 @@ def join(netlink: Netlink, interface: int, tap: int) -> None:
     except OSError:
         release(netlink, interface)
         raise
+
+
+def let_pass(netlink: Netlink, tap: int, ip: bytes) -> None:
+    """What the VM sends to this IPv4 address is for the namespace's own stack. Raises OSError."""
+    key = _SELECTOR.pack(1, 0, 1, 0, 0, 0, 0, 0, b"\xff" * 4, ip, _IPV4_DESTINATION, 0)
+    # Before the redirection; a filter without an action lets pass.
+    _add_filter(netlink, tap, (_PREFERENCE - 1) << 16 | _IPV4, attribute(_TCA_U32_SEL, key))
 
 
 def release(netlink: Netlink, interface: int) -> None:
@@ -143,10 +153,13 @@ def _add_redirect(netlink: Netlink, source: int, target: int) -> None:
         attribute(_TCA_ACT_KIND, b"mirred\0"),
         attribute(_TCA_ACT_OPTIONS, attribute(_TCA_MIRRED_PARMS, mirred)),
     )
-    options = attribute(
-        _TCA_OPTIONS, attribute(_TCA_U32_SEL, _EVERYTHING), attribute(_TCA_U32_ACT, action)
-    )
-    body = _TCMSG.pack(0, source, 0, _INGRESS_HANDLE, _INFO) + _kind("u32") + options
+    options = attribute(_TCA_U32_SEL, _EVERYTHING) + attribute(_TCA_U32_ACT, action)
+    _add_filter(netlink, source, _INFO, options)
+
+
+def _add_filter(netlink: Netlink, interface: int, info: int, options: bytes) -> None:
+    body = _TCMSG.pack(0, interface, 0, _INGRESS_HANDLE, info) + _kind("u32")
+    body += attribute(_TCA_OPTIONS, options)
     netlink.change(Kind.NEW_FILTER, body, Flag.CREATE | Flag.EXCLUSIVE)
 
 

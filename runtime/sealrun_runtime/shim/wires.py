@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from sealrun_protocol.network import INTERFACES, Network
 from sealrun_vmm.spec import Nic
 
+from sealrun_runtime import namespaces
 from sealrun_runtime.network import leftover, namespace, tap
+from sealrun_runtime.network.door import Door
 from sealrun_runtime.network.netlink import Changes, Netlink
 from sealrun_runtime.network.survey import Survey, survey
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit
@@ -25,15 +27,18 @@ _MADE_UP: Final = (
     b"\x02\x73\x72\x00"  # locally administered; the first four bytes of made-up addresses
 )
 
+_DOORS: Final = 254  # that a namespace has addresses for
+
 
 class Wire(NamedTuple):
     """What joins an interface to a device of the VM. name: of the device, for the VMM.
-    device: its MAC address. descriptor: of the tap."""
+    device: its MAC address. descriptor: of the tap. door: for the namespace's own programs."""
 
     name: str
     device: bytes
     interface: int
     descriptor: int
+    door: Door | None
 
 
 class Change(NamedTuple):
@@ -55,6 +60,7 @@ class Namespace:
         self._refused: set[int] = set()
         self._count = 0
         self._told: tuple[str, ...] = ()
+        self._rootless = namespaces.is_rootless()
         self.network = Network()
         try:
             self._netlink, self.changes = namespace.inside(
@@ -118,7 +124,7 @@ class Namespace:
             self._cut(wire)
         new = list(self._wire(found, indexes))
         devices = {indexes[wire.interface]: wire.device for wire in self._wires.values()}
-        self.network = _over(devices, found.network)
+        self.network = self._through_doors(_over(devices, found.network))
         return Change(new, [wire.name for wire in gone])
 
     def refuse(self, name: str) -> None:
@@ -139,8 +145,9 @@ class Namespace:
                 continue
             made = self._join(interface, one.name, one.mtu)
             name = f"nic{self._count}"
-            wire = Wire(name, self._device(one.mac), interface, made.descriptor)
             self._count += 1
+            door = self._door(interface, made)
+            wire = Wire(name, self._device(one.mac), interface, made.descriptor, door)
             self._wires[interface] = wire
             log.info("interface %s of the network namespace is the VM's %s", one.name, name)
             yield name, _nic(wire, one.mtu)
@@ -163,6 +170,31 @@ class Namespace:
             os.close(made.descriptor)
             raise _failed(f"redirect the packets of interface {name}", error) from error
         return made
+
+    def _door(self, interface: int, made: tap.Tap) -> Door | None:
+        """An engine that is not the host's root forwards ports from inside the namespace."""
+        if not self._rootless or self._count > _DOORS:
+            return None
+        try:
+            return Door(self._netlink, made.interface, self._count)
+        except OSError as error:
+            os.close(made.descriptor)
+            tap.release(self._netlink, interface)
+            raise _failed("let the namespace's programs reach the VM", error) from error
+
+    def _through_doors(self, network: Network) -> Network:
+        """The same, with the VM's way back to the namespace's programs."""
+        doors = {wire.device: wire.door for wire in self._wires.values() if wire.door is not None}
+        routes, neighbours = list(network.routes), list(network.neighbours)
+        for one in network.interfaces:
+            if (door := doors.get(one.device)) is not None:
+                try:
+                    door.lead_to(one.mac, one.addresses)
+                except OSError as error:
+                    raise _failed("let the namespace's programs reach the VM", error) from error
+                routes.insert(0, door.route(one.name))
+                neighbours.append(door.neighbour(one.name))
+        return replace(network, routes=tuple(routes), neighbours=tuple(neighbours))
 
     def _record(self, *more: int) -> None:
         """Of the redirections that there are, and of one that is to be, for whoever comes after a
