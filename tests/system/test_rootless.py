@@ -19,6 +19,8 @@ from fixtures import workload as workloads
 
 pytestmark = [pytest.mark.vm, pytest.mark.podman, pytest.mark.registry, pytest.mark.root]
 
+SERVE = "echo ready; exec /bin/busybox httpd -f -p 8080 -h /etc"
+
 
 @pytest.fixture(scope="module")
 def user() -> Iterator[rootless.User]:
@@ -73,19 +75,15 @@ def test_a_service(
 ) -> None:
     """Published (rootlesskit is what Podman does by default), asked, looked into, stopped: as with any
     container of theirs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    served = "echo ready; exec /bin/busybox httpd -f -p 8080 -h /etc"
+    port = free_port()
     container = podman.start(
-        ["/bin/sh", "-c", served],
+        ["/bin/sh", "-c", SERVE],
         busybox_annotations,
         *("--network", f"slirp4netns:port_handler={handler}"),
         *("--publish", f"127.0.0.1:{port}:8080"),
     )
     wait_for_log(podman, container, b"ready\n")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/passwd", timeout=60) as answer:
-        assert answer.read().startswith(b"root:x:0:0:")
+    assert ask(port).startswith(b"root:x:0:0:")
     assert (user.state_root / container).is_dir()
     vmms = [pid for pid in user.processes() if "qemu" in command(pid)]
     assert len(vmms) == 1, "the VM is the user's"
@@ -96,6 +94,33 @@ def test_a_service(
     assert top.status == 0, top.stderr
     assert podman("stop", "--time", "1", container).status == 0
     assert podman("wait", container).stdout == b"137\n"
+
+
+def test_a_network_of_theirs(
+    podman: podmans.Podman, busybox_annotations: workloads.Annotations
+) -> None:
+    """Two containers on a bridge in the user's own namespace: by name, and published."""
+    port = free_port()
+    assert podman("network", "create", "sealrun-test").status == 0
+    try:
+        web = podman.start(
+            ["/bin/sh", "-c", SERVE],
+            busybox_annotations,
+            *("--network", "sealrun-test", "--name", "web"),
+            *("--publish", f"127.0.0.1:{port}:8080"),
+        )
+        wait_for_log(podman, web, b"ready\n")
+        assert ask(port).startswith(b"root:x:0:0:")
+        ended = podman.run(
+            ["/bin/busybox", "wget", "-qO-", "http://web:8080/passwd"],
+            busybox_annotations,
+            *("--network", "sealrun-test"),
+        )
+        assert ended.status == 0, ended.stderr
+        assert ended.stdout.startswith(b"root:x:0:0:")
+    finally:
+        podman("rm", "--force", "--time", "0", "--all")
+        assert podman("network", "rm", "sealrun-test").status == 0
 
 
 @pytest.mark.virtiofsd
@@ -143,6 +168,20 @@ def test_the_users_own_list(user: rootless.User) -> None:
     listed = podmans.run([*user.prefix, driver.runtime, "list", "--format", "json"])
     assert listed.status == 0, listed.stderr
     assert json.loads(listed.stdout) in ([], None)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def ask(port: int) -> bytes:
+    """A file of the service that is published at the port."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/passwd", timeout=60) as answer:
+        content: bytes = answer.read()
+        return content
 
 
 def wait_for_log(podman: podmans.Podman, container: str, text: bytes) -> None:
