@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,23 @@ def test_of_several_removals_one_has_the_hooks(tmp_path: Path) -> None:
     made.remove()
     assert os.listdir(tmp_path) == []
     made.close()
+
+
+def test_several_removals_at_once_do_no_harm(tmp_path: Path) -> None:
+    """As of a pod whose members end together: what another has removed already is no error."""
+    directory = store.make_container(str(tmp_path), "c1")
+    below = tmp_path / "c1/tree"
+    for number in range(300):
+        (below / f"{number}/share").mkdir(parents=True)
+    gate = threading.Barrier(4)
+
+    def remove(_: int) -> None:
+        gate.wait()
+        directory.clear()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(remove, range(4))) == [None] * 4
+    assert list((tmp_path / "c1").iterdir()) == []
 
 
 def test_removal_spares_a_newer_directory_of_the_same_name(tmp_path: Path) -> None:
