@@ -30,6 +30,9 @@ from sealrun_runtime.oci_config import (
 )
 
 _NOT_JOINED: Final = ("mount", "user", "cgroup", "time")
+_PATTERN: Final = "Expected `str` matching regex "
+_PATTERNS: Final = {repr(r"^/[^\x00]*$"): "it is not an absolute path"}
+"""Patterns of oci_config.py in words, by the way msgspec writes them."""
 CONFIG_FILE: Final = "config.json"
 CONFIG_BYTES: Final = 4 << 20  # Podman's with its seccomp profile has 60 KiB
 
@@ -74,7 +77,10 @@ def read(bundle: str) -> tuple[ContainerSpec, bytes]:
     """The container in the directory `bundle`, and the very bytes of its config.json.
 
     Raises InvalidRequest."""
-    bundle = os.path.abspath(bundle)
+    try:
+        bundle = os.path.abspath(bundle)
+    except OSError as error:
+        raise InvalidRequest(f"cannot find the current directory: {cause(error)}") from error
     path = os.path.join(bundle, CONFIG_FILE)
     content = read_file(path)
     try:
@@ -213,6 +219,8 @@ def _refuse_twice(values: Iterable[str], where: str, what: str) -> None:
 def explain(error: Exception) -> str:
     """msgspec's text, place first: `$.process.args: expected array, got str`."""
     text, _, where = str(error).partition(" - at `")
+    if text.startswith(_PATTERN):
+        text = _PATTERNS.get(text.removeprefix(_PATTERN), text)
     if not text.startswith("JSON"):
         text = text[:1].lower() + text[1:]
     return f"{where.rstrip('`')}: {text}" if where else text

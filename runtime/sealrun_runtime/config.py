@@ -10,7 +10,7 @@ the nearest one: a misspelt setting never passes for a default.
 import os
 import textwrap
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +32,7 @@ class Origin(NamedTuple):
     origin: str
 
 
+_OURS: Final = "io.sealrun."
 Layers = dict[str, Origin]
 """For each key of the table the value that holds."""
 
@@ -66,6 +67,21 @@ def resolve(paths: list[str], annotations: Mapping[str, str]) -> Layers:
             where = f"annotation {setting.annotation}"
             layers[key] = Origin(_convert(value, setting, where, InvalidRequest), where)
     return layers
+
+
+def check_annotations(annotations: Mapping[str, str], others: Collection[str]) -> None:
+    """others: names that are no setting's. What is misspelt might be what protects something (init-data).
+    Raises InvalidRequest."""
+    known = {*others, *(row.annotation for row in table().values() if row.annotation)}
+    for name in annotations:
+        if name.startswith(_OURS) and name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise InvalidRequest(
+                f"unknown annotation {name}",
+                remedy=f"did you mean {near[0]}?"
+                if near
+                else f"known are {', '.join(sorted(known))}",
+            )
 
 
 def build(layers: Layers) -> Config:

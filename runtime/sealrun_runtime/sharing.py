@@ -40,6 +40,9 @@ COPIED: Final = frozenset(("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/
 
 SHARED_MEMORY: Final = "/dev/shm"
 _KERNEL_S: Final = frozenset(("/proc", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/dev/pts"))
+_OF_VERSION_1: Final = (
+    "/sys/fs/cgroup/systemd"  # beside /sys/fs/cgroup, for systemd; no guest has it
+)
 _DEVICES: Final = frozenset(("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"))
 _SECRETS: Final = "secrets"  # in Podman's bundles: copies of the container's secrets
 _NOBODY: Final = -1
@@ -216,7 +219,8 @@ def is_bind(mount: Mount) -> bool:
 def _is_the_guest_s(mount: Mount) -> bool:
     if mount.destination == SHARED_MEMORY or mount.source in _DEVICES:
         return True
-    return mount.source == mount.destination and mount.destination in _KERNEL_S
+    kernel_s = mount.destination in _KERNEL_S or mount.destination == _OF_VERSION_1
+    return kernel_s and mount.source == mount.destination
 
 
 def _is_copied(container: ContainerSpec, mount: Mount) -> bool:

@@ -132,8 +132,9 @@ def set_sysctl(settings: dict[str, str], proc: str = "/proc/sys") -> None:
             with open(f"{proc}/{name.replace('.', '/')}", "w") as file:
                 file.write(value)
         except (OSError, ValueError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or str(error)
             raise StartError(
-                ErrorCode.SPEC_REFUSED, f"linux.sysctl.{name}: cannot set {value!a}: {error}"
+                ErrorCode.SPEC_REFUSED, f"linux.sysctl.{name}: cannot set {value!a}: {why}"
             ) from error
 
 

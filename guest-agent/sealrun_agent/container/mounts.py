@@ -8,6 +8,8 @@
                                             where the container shares its ipc namespace
     /proc /sys /sys/fs/cgroup /dev/mqueue /dev/pts (the host's own, at the same place)
                                             the guest's own of that kind: --network=host, --ipc=host
+    /sys/fs/cgroup/systemd (the host's own, at the same place)
+                                            left out: the guest's groups are of version 2
     /dev/null and the like (from the host)  the guest's own: they hide files, or give none
     any other bind                          refused
 
@@ -34,6 +36,7 @@ VOLUME: Final = "volume"
 """What stands before the name in the source of an accepted bind, until the places are known."""
 
 _BIND: Final = frozenset({"bind", "rbind"})
+_ENGINE_S: Final = frozenset({"copy", "nocopy"})  # how Podman fills a volume; it hands them on
 _FLAGS: Final = re.compile(
     r"defaults|r?(ro|rw|sync|async|dirsync)|r?(no)?(suid|dev|exec|atime|diratime|relatime|strictatime|mand)"
     r"|r?(private|slave|shared|unbindable)"
@@ -42,7 +45,9 @@ _NUMBER: Final = r"=[0-9]{1,20}"
 _SIZE: Final = r"=[0-9]{1,20}[kKmMgG%]?"
 # Options of each kind besides _FLAGS.
 _KINDS: Final = {
-    "proc": re.compile(r"(?!)"),
+    "proc": re.compile(
+        r"hidepid=([0124]|off|noaccess|invisible|ptraceable)|gid=[0-9]{1,10}|subset=pid"
+    ),
     "sysfs": re.compile(r"(?!)"),
     "mqueue": re.compile(r"(?!)"),
     "cgroup": re.compile(r"(?!)"),
@@ -56,6 +61,8 @@ _KERNEL_S: Final = {
     "/dev/mqueue": "mqueue",
     "/dev/pts": "devpts",
 }
+_OF_VERSION_1: Final = "/sys/fs/cgroup/systemd"
+"""Engines bind it beside /sys/fs/cgroup for systemd; control groups of version 2 have it not."""
 _KERNEL_S_DEVICES: Final = frozenset(
     ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 )
@@ -107,7 +114,9 @@ def accept_mounts(
     accepted: tuple[Mount, ...] = _DEFAULT
     if mounts:
         accepted = tuple(
-            _accept(f"mounts[{index}]", index, mount, sources) for index, mount in enumerate(mounts)
+            _accept(f"mounts[{index}]", index, mount, sources)
+            for index, mount in enumerate(mounts)
+            if index in sources.shared or not _is_of_version_1(mount)
         )
     if own_users:
         accepted = _for_own_users(accepted)
@@ -120,6 +129,10 @@ def accept_mounts(
 def is_placed(mount: Mount) -> bool:
     """Whether an accepted mount's source is not a path yet."""
     return mount.type == "bind" and not mount.source.startswith("/")
+
+
+def _is_of_version_1(mount: Mount) -> bool:
+    return mount.type == "bind" and mount.source == mount.destination == _OF_VERSION_1
 
 
 def _for_own_users(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
@@ -177,9 +190,9 @@ def _accept_bind(path: str, index: int, mount: Mount, destination: str, sources:
             raise refused(path, f"{destination}: the host shares no directory or file for it")
         source = mount.source
     for position, option in enumerate(options):
-        if not (_FLAGS.fullmatch(option) or option in _BIND):
+        if not (_FLAGS.fullmatch(option) or option in _BIND or option in _ENGINE_S):
             raise refused(f"{path}.options[{position}]", f"option {option!a} is not accepted")
-    kept = (option for option in options if option not in _BIND)
+    kept = (option for option in options if option not in _BIND and option not in _ENGINE_S)
     return Mount(destination, "bind", source, ("rbind", *kept))
 
 

@@ -115,7 +115,8 @@ def _expect_trouble(sandbox: "Sandbox") -> None:
     def broken(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         log.error("%s", context["message"], exc_info=error)
-        sandbox.broken(f"the shim broke: {type(error).__name__}: {error}")
+        text = f"{type(error).__name__}: {error}" if error else context["message"]
+        sandbox.broken(f"the shim broke: {text}")
 
     loop.set_exception_handler(broken)
 

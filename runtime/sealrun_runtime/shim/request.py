@@ -20,7 +20,8 @@ def configure_sandbox(number: int, handover: Handover) -> ConfigureSandbox:
     return ConfigureSandbox(
         id=number,
         init_data=handover.init_data,
-        hostname=handover.container.hostname,
+        # As crun has it: who asks for no name of its own has the host's (--uts=host).
+        hostname=handover.container.hostname or os.uname().nodename,
         time_ns=time.time_ns(),
         sysctl=handover.container.sysctl if handover.pod is not None else {},
     )

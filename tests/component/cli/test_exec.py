@@ -158,7 +158,7 @@ def test_states_that_do_not_allow_it(world: World) -> None:
         (["--preserve-fds", "1"], "file descriptors cannot be passed into the guest"),
         (["--cgroup", "x"], "--cgroup is not supported: the container's cgroups are the guest's"),
         (["--user", "bob"], "option --user takes numbers, not 'bob'; see sealrun exec --help"),
-        (["--cwd", "tmp"], "$.cwd: expected `str` matching regex '^/[^\\\\x00]*$'"),
+        (["--cwd", "tmp"], "$.cwd: it is not an absolute path"),
         (
             ["--tty", "--detach"],
             "cannot allocate tty if sealrun will detach without setting console socket",

@@ -167,6 +167,16 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         bundle.read(str(tmp_path))
 
 
+def test_a_current_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(
+        InvalidRequest, match="cannot find the current directory: it does not exist"
+    ):
+        bundle.read(".")
+
+
 def test_the_bytes_that_were_validated_are_the_bytes_that_are_returned(tmp_path: Path) -> None:
     content = json.dumps(document(), indent=3).encode()
     (tmp_path / "config.json").write_bytes(content)

@@ -1,5 +1,6 @@
 """The settings: one table, layers over it, and errors that say where."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -116,6 +117,23 @@ def test_annotations_have_the_bounds_of_their_setting(value: str) -> None:
 def test_only_the_table_decides_what_an_annotation_may_set() -> None:
     layers = config.resolve([], {"io.sealrun.vm.qemu": "/evil", "vm.qemu": "/evil"})
     assert config.build(layers) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("io.sealrun.init_data", "did you mean io.sealrun.init-data?"),
+        ("io.sealrun.memroy", "did you mean io.sealrun.memory?"),
+        ("io.sealrun.quite-another-thing-of-yesterday", "known are io.sealrun.cpus, "),
+    ],
+)
+def test_a_misspelt_annotation_is_not_passed_over(name: str, remedy: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(f"unknown annotation {name}")) as caught:
+        config.check_annotations({"other": "", name: "1"}, ["io.sealrun.init-data"])
+    assert caught.value.remedy.startswith(remedy)
+    config.check_annotations(
+        {"io.sealrunx": "", "io.sealrun.init-data": ""}, ["io.sealrun.init-data"]
+    )
 
 
 def test_the_layers_in_order(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_what_is_shared_what_is_copied_and_what_is_neither() -> None:
         Mount(destination="/etc/resolv.conf", type="tmpfs", source="tmpfs"),
         bind("/run/shm", "/dev/shm"),
         bind("/sys", "/sys"),
+        bind("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/systemd"),
         bind("/dev/null", "/etc/motd"),
         bind("/b/secrets/key", "/run/secrets/key"),
         bind("/b/secrets/../etc", "/etc/x"),
@@ -51,10 +52,10 @@ def test_what_is_shared_what_is_copied_and_what_is_neither() -> None:
         bind("/run/c/.containerenv", "/run/.containerenv"),
     )
     plan = sharing.plan(given, "registry.test/app:1")
-    assert plan == sharing.Plan(root=False, shared=(2, 4, 10), copied=(1, 3, 9, 11, 12))
-    assert plan.names == ("2", "4", "10")
-    assert sharing.plan(given, "").names == ("root", "2", "4", "10")
-    assert sharing.source_of(given, 11) == "/b/secrets/other"
+    assert plan == sharing.Plan(root=False, shared=(2, 4, 11), copied=(1, 3, 10, 12, 13))
+    assert plan.names == ("2", "4", "11")
+    assert sharing.plan(given, "").names == ("root", "2", "4", "11")
+    assert sharing.source_of(given, 12) == "/b/secrets/other"
 
 
 def test_what_the_tenant_does_not_allow_is_refused_at_once() -> None:

@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from sealrun_protocol import limits
 from sealrun_protocol.messages import File
 from sealrun_runtime.bundle import ContainerSpec
+from sealrun_runtime.handover import Handover
 from sealrun_runtime.oci_config import Mount
+from sealrun_runtime.settings import Config
 from sealrun_runtime.shim import request
 from sealrun_runtime.shim.errors import HostFailed
 
@@ -29,6 +32,21 @@ def container(*mounts: Mount) -> ContainerSpec:
 
 def bind(source: Path, destination: str = "/etc/hosts") -> Mount:
     return Mount(destination=destination, source=str(source), type="bind")
+
+
+@pytest.mark.parametrize(("asked", "told"), [("boxed", "boxed"), ("", os.uname().nodename)])
+def test_who_asks_for_no_name_has_the_host_s(asked: str, told: str) -> None:
+    """As with crun: --uts=host. A kernel that nobody told a name says `(none)`."""
+    handover = Handover(
+        id="c1",
+        container=msgspec.structs.replace(container(), hostname=asked),
+        image="registry.test/app:1",
+        image_source="test",
+        init_data=b"",
+        guest_image="/nowhere",
+        config=Config(),
+    )
+    assert request.configure_sandbox(1, handover).hostname == told
 
 
 def test_a_copy_has_the_permissions_of_its_source(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_network_sysctl(tmp_path: Path) -> None:
     (tmp_path / "net/ipv4").mkdir(parents=True)
     bundle.set_sysctl({"net.ipv4.x": "0 0"}, str(tmp_path))
     assert (tmp_path / "net/ipv4/x").read_text() == "0 0"
-    with pytest.raises(StartError, match=r"linux\.sysctl\.net\.none\.x: cannot set '1'") as caught:
+    with pytest.raises(
+        StartError, match=r"linux\.sysctl\.net\.none\.x: cannot set '1': No such file"
+    ) as caught:
         bundle.set_sysctl({"net.none.x": "1"}, str(tmp_path))
     assert caught.value.code is ErrorCode.SPEC_REFUSED

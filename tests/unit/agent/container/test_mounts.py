@@ -28,7 +28,7 @@ from sealrun_protocol import limits, messages
         (mount("/sys", "bind", "rbind", source="/proc"), ": /sys: the host shares no"),
         (mount("/x", "tmpfs", "ro", "size=1;2"), ".options[1]: option 'size=1;2' is not accepted"),
         (mount("/x", "tmpfs", "mpol=bind"), ".options[0]: option 'mpol=bind' is not accepted"),
-        (mount("/proc", "proc", "hidepid=0"), ".options[0]: option 'hidepid=0' is not accepted"),
+        (mount("/proc", "proc", "hidepid=9"), ".options[0]: option 'hidepid=9' is not accepted"),
         (mount("/x", "tmpfs", "ro\n"), ".options[0]: option 'ro\\n' is not accepted"),
         (mount("/dev/pts", "devpts", "bind"), ".options[0]: option 'bind' is not accepted"),
     ],
@@ -74,6 +74,22 @@ def test_accepted_mounts_have_the_guest_s_own_sources() -> None:
     assert accepted.shared == ("/data", "/data/sub")
 
 
+def test_what_podman_adds_to_mounts_for_itself() -> None:
+    """`-v NAME:/data:nocopy`, `--security-opt proc-opts=…`, and `--systemd` on a host with version 1."""
+    systemd = mount("/sys/fs/cgroup/systemd", "bind", "bind", source="/sys/fs/cgroup/systemd")
+    document = changed(
+        mounts=[
+            mount("/proc", "proc", "hidepid=2", "gid=5", "subset=pid"),
+            systemd,
+            mount("/data", "bind", "nocopy", "rbind", source="/v"),
+        ]
+    )
+    mounts = accept(document, shared_mounts=(2,))["mounts"]
+    assert [one["destination"] for one in mounts] == ["/proc", "/data"]
+    assert mounts[0]["options"] == ["hidepid=2", "gid=5", "subset=pid"]
+    assert mounts[1]["options"] == ["rbind"]
+
+
 def test_a_shared_root_without_dev_gets_one_of_the_guest_s() -> None:
     document = changed(mounts=[mount("/proc", "proc")])
     assert [entry["destination"] for entry in accept(document)["mounts"]] == ["/proc"]
@@ -115,7 +131,7 @@ def test_refused_sources(members: dict[str, Any], text: str) -> None:
     assert refusal(document, **members).startswith(text)
 
 
-@pytest.mark.parametrize("option", ["remount", "idmap", "lazytime", "size=5", "copy"])
+@pytest.mark.parametrize("option", ["remount", "idmap", "lazytime", "size=5", "copyup"])
 def test_refused_options_of_a_share(option: str) -> None:
     document = changed(mounts=[mount("/data", "bind", "rbind", option)])
     text = f"mounts[0].options[1]: option '{option}' is not accepted"
