@@ -88,7 +88,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         raise InvalidRequest("a VM cannot have the host's own network", remedy=HOST_NETWORK_REMEDY)
     stored = image_reference.stored_image(container)
     image_reference.refuse_annotations_of_image(container, stored)
-    others = (image_reference.IMAGE, image_reference.INIT_DATA)
+    others = (image_reference.IMAGE, image_reference.INIT_DATA, volumes.ANNOTATION)
     config.check_annotations(container.annotations, others)
     settings = config.build(config.resolve(config.files(), container.annotations))
     tenant = _init_data(container.annotations)
