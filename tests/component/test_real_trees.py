@@ -1,6 +1,7 @@
 """An image of real Debian packages: every inode of its tree is what umoci and Podman make of it."""
 
 import os
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,12 +39,24 @@ def packed(packages: Sequence[str]) -> bytes:
     ).stdout  # fmt: skip
 
 
+NET_RAW = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0).decode("latin-1")
+SPARSE = {
+    "GNU.sparse.major": "1",
+    "GNU.sparse.minor": "0",
+    "GNU.sparse.name": "usr/bin/sparse",
+    "GNU.sparse.realsize": "1000000",
+}
 CHANGES = layers.tar(
     [
         layers.directory("usr"),
         layers.directory("usr/bin"),
         layers.file("usr/bin/.wh.env"),
         layers.file("usr/bin/true", b"another", mode=0o4711, uid=7),
+        layers.file("usr/bin/capable", b"2", mode=0o755,
+                    pax_headers={"SCHILY.xattr.security.capability": NET_RAW}),
+        layers.file("usr/bin/sparse", b"2\n0\n5\n655360\n5\n".ljust(512, b"\0") + b"x" * 10,
+                    pax_headers=SPARSE),
+        layers.link("usr/bin/true-too", "usr/bin/true", mode=0o4711, uid=7),
         layers.directory("usr/share"),
         layers.directory("usr/share/zoneinfo", mode=0o750),
         layers.file("usr/share/zoneinfo/.wh..wh..opq"),
@@ -51,7 +64,7 @@ CHANGES = layers.tar(
         layers.directory("etc"),
         layers.file("etc/.wh.default"),
     ]
-)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +96,10 @@ def test_the_tree_is_that_of_umoci(root: Path, layout: Path, tmp_path: Path) -> 
     assert len(inodes.tree(root)) > 500
     assert not (root / "usr/bin/env").exists()
     assert os.listdir(root / "usr/share/zoneinfo") == ["only"]
+    sparse = (root / "usr/bin/sparse").stat()
+    assert (sparse.st_size, sparse.st_blocks < 100) == (1_000_000, True)
+    assert os.getxattr(root / "usr/bin/capable", "security.capability")
+    assert (root / "usr/bin/true-too").stat().st_nlink == 2
 
 
 def test_the_tree_is_that_of_podman(root: Path, plain_registry: Registry) -> None:
