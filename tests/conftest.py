@@ -29,6 +29,7 @@ PROGRAMS = {
     "tpm": ("swtpm",),
     "podman": ("podman", "conmon"),
     "containerd": ("containerd", "ctr"),
+    "cni": ("/usr/lib/cni/bridge", "/usr/lib/cni/loopback"),
     "registry": ("docker-registry", "skopeo"),
     "virtiofsd": ("/usr/lib/qemu/virtiofsd",),
     "root": (),

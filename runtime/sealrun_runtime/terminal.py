@@ -113,7 +113,8 @@ def proxied(master: int) -> Iterator[None]:
     handler = signal.signal(signal.SIGWINCH, resized)
     try:
         if before is not None:
-            tty.setraw(_STDIN)
+            # At once: what was typed since the program began stays.
+            tty.setraw(_STDIN, termios.TCSANOW)
             resized(signal.SIGWINCH, None)
         yield
     finally:

@@ -119,6 +119,7 @@ class Vmm:
         if self.guest is not None:
             for tap in descriptors:
                 rules.take_tap(tap, config)
+                self._plug(self.guest, tap, config)
         self._taps += descriptors
         self.config = changed
         return None if self.guest is None else {"id": config["id"], "bdf": "0000:00:08.0"}
@@ -265,10 +266,16 @@ class Vmm:
             shares = [share["socket"] for share in config.get("fs", [])]
             self.guest = Guest(path, shares, agent=self._switches.get("guest") != "none")
             self._cpus, self._requested = config["cpus"]["boot_vcpus"], 0
+            for tap, network in zip(self._taps, config.get("net", []), strict=True):
+                self._plug(self.guest, tap, network)
         except OSError as error:
             self._unplug()
             raise Refusal(500, DEVICES, "Cannot create virtio-vsock backend", str(error)) from error
         self.on_boot(self.guest)
+
+    def _plug(self, guest: Guest, tap: int, network: dict[str, Any]) -> None:
+        if self._switches.get("guest") != "none" and "mac" in network:
+            guest.plug(tap, network["mac"])
 
     def _pull_the_plug(self) -> None:
         assert self.guest is not None

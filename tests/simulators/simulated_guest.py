@@ -35,6 +35,7 @@ class Guest:
         """vsock: the path of the hybrid vsock's socket. shares: those of virtio-fs devices. agent:
         whether one runs in it. Raises OSError."""
         remove_cgroups()
+        self._cables: list[subprocess.Popen[bytes]] = []
         self._devices = [simulated_share.Device(path) for path in shares]
         if agent:
             with socket.socket(socket.AF_UNIX) as channel:
@@ -51,6 +52,12 @@ class Guest:
             self._process = _start(["/bin/sleep", "1000"])
         self.pidfd = os.pidfd_open(self._process.pid)
 
+    def plug(self, tap: int, mac: str) -> None:
+        """A network device with a cable to the tap. Raises OSError."""
+        program = str(ROOT / "tests/simulators/simulated_nic.py")
+        command = [sys.executable, program, str(tap), str(self._process.pid), mac]
+        self._cables.append(_start(command, tap))
+
     def kill(self) -> None:
         """Pull its plug."""
         self.signal(signal.SIGCONT)
@@ -61,6 +68,9 @@ class Guest:
         """It is ending, or was killed."""
         self._process.wait()
         os.close(self.pidfd)
+        for cable in self._cables:
+            cable.kill()
+            cable.wait()
         for device in self._devices:
             device.unplug()
 
