@@ -36,7 +36,8 @@ Installs sealrun, or removes it again. Needs Debian 12 on amd64.
   --tpm             also install what VMs with a TPM need (tee = "tpm" in sealrun.toml);
                     with --demo: the VMs of the demonstration have one
   --prefix DIR      where programs, packages and guest image go (default /usr/local)
-  --sysconfdir DIR  where Podman's drop-in goes, below containers/ (default /etc, where Podman looks)
+  --sysconfdir DIR  where drop-ins go: Podman's below containers/, CRI-O's where there is a crio/
+                    (default /etc, where they look)
   --cache DIR       where downloads for the guest image are kept (default /var/cache/sealrun)
   --uninstall       remove what an installation with the same directories put there
   --help            this text
@@ -105,8 +106,9 @@ parse_arguments() {
     lib=$prefix/lib/sealrun
     share=$prefix/share/sealrun
     dropin=$sysconfdir/containers/containers.conf.d/50-sealrun.conf
+    crio_dropin=$sysconfdir/crio/crio.conf.d/50-sealrun.conf
     log=/var/log/sealrun-install.log
-    readonly prefix sysconfdir cache action demo tpm lib share dropin log
+    readonly prefix sysconfdir cache action demo tpm lib share dropin crio_dropin log
 }
 
 # --- machine ---------------------------------------------------------------------------------------
@@ -312,11 +314,30 @@ place() {
     fi
 }
 
+with_prefix() { sed "s|/usr/local/bin/|$prefix/bin/|" "$here/config/$1"; }
+
+# CRI-O's drop-in goes where it looks, on a machine that has its directory. containerd before version 2 merges
+# no drop-in with its own settings, and a RuntimeClass is the cluster's: these are for the administrator to take.
+install_drop_ins() {
+    with_prefix containers.conf.d/50-sealrun.conf | place "$dropin"
+    local name
+    for name in containerd/sealrun.toml crio/50-sealrun.conf kubernetes/runtime-class.yaml; do
+        with_prefix "$name" | place "$share/$name"
+    done
+    if [[ -d $sysconfdir/crio ]]; then
+        place "$crio_dropin" <"$share/crio/50-sealrun.conf"
+        say "CRI-O knows it after a restart: handler sealrun-kata"
+    fi
+    if [[ -d $sysconfdir/containerd ]]; then
+        say "for Kubernetes on containerd: append $share/containerd/sealrun.toml to $sysconfdir/containerd/config.toml"
+    fi
+    say "for other engines and for clusters: $share/{containerd,crio,kubernetes}"
+}
+
 install_configuration() {
     step "configuration"
     place "$share/sealrun.toml" <"$here/config/sealrun.toml"
-    sed "s|/usr/local/bin/|$prefix/bin/|" "$here/config/containers.conf.d/50-sealrun.conf" |
-        place "$dropin"
+    install_drop_ins
     local version
     version=$("$prefix/bin/sealrun" --version | head -n 1) || die "cannot run $prefix/bin/sealrun"
     say "$version is ready"
@@ -363,11 +384,12 @@ uninstall() {
         fi
     done
     remove_path "$dropin"
+    remove_path "$crio_dropin"
     remove_path "$share"
     remove_path "$lib"
     remove_path "$cache/guest-image"
     # Whatever else is in these directories, or was given as one of them, is somebody else's.
-    rmdir -- "$cache" "${dropin%/*}" "$sysconfdir/containers" 2>/dev/null || true
+    rmdir -- "$cache" "${dropin%/*}" "$sysconfdir/containers" "${crio_dropin%/*}" 2>/dev/null || true
     if [[ -d /etc/sealrun ]]; then
         say "left /etc/sealrun: what it holds is yours"
     fi

@@ -5,7 +5,9 @@ Looked at in this order, the first that speaks wins:
 
 1. the annotation `io.sealrun.image`;
 2. CRI-O's annotations: a `repository@digest` of ImageRepoDigests (the one of the repository that was
-   asked for, else the first), else ImageName, else Image;
+   asked for, else the first), else ImageName, else Image. Where CRI-O's storage, which is Podman's, has
+   a stub (stub.py), what that one stands for: the digests of the annotation are those of the stub.
+   containerd's annotation image-name: what the pod asked for;
 3. Podman's storage, found from the bundle's path GRAPHROOT/DRIVER-containers/ID/userdata: container
    id -> image id -> name. The digest is used instead of the tag where it is known to be a
    registry's: the stored manifest has compressed layers only (a built image's are not until it is
@@ -16,13 +18,13 @@ Where nobody names an image that a guest could pull (a plain bundle, `podman run
 that was built here), the root file system is the bundle's directory, if operator (`image.source`) and
 tenant allow that (`choose`).
 
-**Annotations of images are not obeyed.** Podman before 5 copies the annotations of an image's
+**Annotations of images are not obeyed.** Podman before 5 and CRI-O copy the annotations of an image's
 manifest into config.json, where they look like the user's. Whoever writes an image could then name
 another image, a key broker, or sizes, and thereby what this host's relay connects to. So where
-Podman's storage is found, an annotation that we act upon and that stands in the image's manifest
+their storage is found, an annotation that we act upon and that stands in the image's manifest
 with the same value is an error, and so is one where the manifest is not there to be compared with
-(`refuse_annotations_of_image`). Engines that keep no such storage do not copy annotations: CRI-O and
-containerd pass on those of the pod or the command line.
+(`refuse_annotations_of_image`). containerd, which keeps no such storage, passes on those of the pod
+that its settings name, or of the command line.
 """
 
 import hashlib
@@ -42,6 +44,8 @@ INIT_DATA: Final = "io.sealrun.init-data"
 KATA_INIT_DATA: Final = "io.katacontainers.config.hypervisor.cc_init_data"
 _CRIO: Final = "io.kubernetes.cri-o."
 _CRIO_KEYS: Final = ("ImageRepoDigests", "ImageName", "Image")
+_CONTAINERD: Final = "io.kubernetes.cri.image-name"
+_NAMELESS: Final = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _OURS: Final = "io.sealrun."
 
 BUNDLE: Final = "bundle"
@@ -116,12 +120,18 @@ class StoredImage(NamedTuple):
         """Those that the image's own manifest carries."""
         return self._decoded().annotations or {}
 
+    def stands_for(self) -> str:
+        """Of a stub: the `repository@digest` that it was made of. Empty for any other image."""
+        name, digest = (self.annotations().get(key, "") for key in (BASE_NAME, BASE_DIGEST))
+        found = f"{repository(name)}@{digest}"
+        is_stub = not self._decoded().layers and name in (self.name, *self.known_as)
+        return found if is_stub and _DIGEST.fullmatch(found) else ""
+
     def registry_digest(self) -> str:
         """The digest under which the registry of `name` has the image; empty where not known."""
+        if (stub := self.stands_for()) and repository(stub) == repository(self.name):
+            return stub.partition("@")[2]
         layers = self._decoded().layers
-        if not layers and self.annotations().get(BASE_NAME) == self.name:
-            digest = self.annotations().get(BASE_DIGEST, "")
-            return digest if _DIGEST.fullmatch(f"{self.name}@{digest}") else ""
         if not layers or not all(layer.media_type.endswith(_COMPRESSED) for layer in layers):
             return ""
         repositories = {repository(name) for name in self.known_as if not _is_local(name)}
@@ -181,7 +191,10 @@ def find(container: ContainerSpec, stored: StoredImage | None) -> ImageReference
         return _checked(annotations[IMAGE], f"annotation {IMAGE}")
     found = _of_crio(annotations)
     if found:
-        return _checked(found, "annotations of CRI-O")
+        return _checked((stored and stored.stands_for()) or found, "annotations of CRI-O")
+    found = annotations.get(_CONTAINERD, "")
+    if found and not _is_local(found) and not _NAMELESS.fullmatch(found):
+        return _checked(found, f"annotation {_CONTAINERD}")
     if stored is not None and stored.name:
         return _of_podman(stored)
     raise NoReference(
@@ -253,8 +266,12 @@ def _full_name(name: str, known_as: tuple[str, ...]) -> str:
 
 
 def _of_crio(annotations: dict[str, str]) -> str:
+    """Empty where it names none that a guest could pull."""
     digests, image_name, image = (annotations.get(_CRIO + key, "") for key in _CRIO_KEYS)
-    candidates = [one for one in digests.split(",") if _DIGEST.fullmatch(one)]
+    candidates = [
+        one for one in digests.split(",") if _DIGEST.fullmatch(one) and not _is_local(one)
+    ]
+    image_name, image = ("" if _is_local(name) else name for name in (image_name, image))
     asked = {repository(name) for name in (image_name, image) if name}
     for candidate in candidates:
         if repository(candidate) in asked:
@@ -306,7 +323,7 @@ def _is_local(name: str) -> bool:
 
 def _acted_upon(name: str) -> bool:
     crio = name.startswith(_CRIO) and name.removeprefix(_CRIO) in _CRIO_KEYS
-    ours = name.startswith((_OURS, properties.PREFIX))
+    ours = name.startswith((_OURS, properties.PREFIX)) or name == _CONTAINERD
     return crio or ours or name == KATA_INIT_DATA or name in pod.ANNOTATIONS
 
 

@@ -1,15 +1,19 @@
-"""An image for Podman that has the configuration of a registry's and none of its layers.
+"""An image for an engine that has the configuration of a registry's and none of its layers.
 
-Podman insists on an image to run, and takes program, environment, user, ports and labels from it; the
+Engines insist on an image to run, and take program, environment, user, ports and labels from it; the
 layers only the guest needs. What is stored is an image without layers, whose manifest says in the
 standard annotations of an image's base which image it stands for: by its digest `create` then names the
-image to the guest, as it would that of an image which Podman pulled.
+image to the guest, as it would that of an image which Podman or CRI-O pulled.
+
+containerd tells the runtime a name only. Of several names it takes the one that says most, so the stub is
+also stored under `repository:tag@digest`.
 """
 
 import hashlib
 import os
 import re
 import subprocess
+import tarfile
 import tempfile
 from typing import Any, Final, NamedTuple
 
@@ -22,19 +26,23 @@ from sealrun_runtime.image_reference import BASE_DIGEST, BASE_NAME, repository
 
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+CTR: Final = "/usr/bin/ctr"
+_NAMESPACE: Final = "k8s.io"  # of the images that containerd has for Kubernetes
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_IMAGE_NAME: Final = "io.containerd.image.name"  # of an index's entry, as containerd reads it
 _SECONDS: Final = 120
 
 
 class Stub(NamedTuple):
-    """name: by which Podman knows it. reference: what the guest will pull."""
+    """name: by which the engine knows it. reference: what the guest will pull."""
 
     name: str
     reference: str
 
 
-def make(reference: str, *, insecure: bool, authfile: str) -> Stub:
-    """Store the stub of `registry/repository[:tag][@digest]`. Raises InvalidRequest, HostError."""
+def make(reference: str, *, insecure: bool, authfile: str, containerd: bool = False) -> Stub:
+    """Store the stub of `registry/repository[:tag][@digest]` in the storage that Podman and CRI-O share,
+    or in containerd's. Raises InvalidRequest, HostError."""
     base, name, version = _parts(reference)
     upstream = Upstream(base, insecure=insecure, authfile=authfile)
     try:
@@ -45,7 +53,9 @@ def make(reference: str, *, insecure: bool, authfile: str) -> Stub:
         config = _without_layers(upstream.config(digest), f"{name} ({digest})")
     except CacheFailed as error:
         raise HostError(f"cannot make a stub of {reference}: {error}") from error
-    _store(config, name, digest)
+    if containerd and "@" in reference:
+        name = reference
+    _store(config, name, digest, containerd=containerd)
     return Stub(name, f"{base}@{digest}")
 
 
@@ -84,7 +94,7 @@ def _without_layers(config: bytes, what: str) -> bytes:
     return msgspec.json.encode(document)
 
 
-def _store(config: bytes, name: str, digest: str) -> None:
+def _store(config: bytes, name: str, digest: str, *, containerd: bool) -> None:
     """Raises HostError."""
     descriptor = {"mediaType": _CONFIG, "digest": _digest(config), "size": len(config)}
     manifest = msgspec.json.encode(
@@ -97,19 +107,30 @@ def _store(config: bytes, name: str, digest: str) -> None:
         }
     )
     entry = {"mediaType": _MANIFEST, "digest": _digest(manifest), "size": len(manifest)}
-    index = msgspec.json.encode({"schemaVersion": 2, "manifests": [entry]})
+    names = (
+        list(dict.fromkeys((name, f"{name.partition('@')[0]}@{digest}"))) if containerd else [""]
+    )
+    entries = [{**entry, "annotations": {_IMAGE_NAME: one}} if one else entry for one in names]
+    index = msgspec.json.encode({"schemaVersion": 2, "manifests": entries})
     with tempfile.TemporaryDirectory(prefix="sealrun-stub-") as directory:
-        blobs = os.path.join(directory, "blobs/sha256")
+        layout = os.path.join(directory, "layout")
+        blobs = os.path.join(layout, "blobs/sha256")
         os.makedirs(blobs)
         for path, content in (
-            (os.path.join(directory, "oci-layout"), b'{"imageLayoutVersion":"1.0.0"}'),
-            (os.path.join(directory, "index.json"), index),
+            (os.path.join(layout, "oci-layout"), b'{"imageLayoutVersion":"1.0.0"}'),
+            (os.path.join(layout, "index.json"), index),
             (os.path.join(blobs, _digest(config)[7:]), config),
             (os.path.join(blobs, _digest(manifest)[7:]), manifest),
         ):
             with open(path, "wb") as file:
                 file.write(content)
-        _run([SKOPEO, "--insecure-policy", "copy", "--quiet", f"oci:{directory}", _stored(name)])
+        if containerd:
+            archive = os.path.join(directory, "stub.tar")
+            with tarfile.open(archive, "w") as tar:
+                tar.add(layout, arcname=".")
+            _run([CTR, "--namespace", _NAMESPACE, "images", "import", archive])
+        else:
+            _run([SKOPEO, "--insecure-policy", "copy", "--quiet", f"oci:{layout}", _stored(name)])
 
 
 def _stored(name: str) -> str:
@@ -117,14 +138,15 @@ def _stored(name: str) -> str:
 
 
 def _run(command: list[str]) -> None:
+    program = os.path.basename(command[0])
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
         )
     except FileNotFoundError as error:
-        raise HostError("cannot store the stub: skopeo is not installed") from error
+        raise HostError(f"cannot store the stub: {program} is not installed") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        text = cause(error) if isinstance(error, OSError) else "skopeo took too long"
+        text = cause(error) if isinstance(error, OSError) else f"{program} took too long"
         raise HostError(f"cannot store the stub: {text}") from error
     if done.returncode:
         line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]

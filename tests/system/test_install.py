@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.root]
 
@@ -70,6 +71,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if CACHE.is_dir():
         subprocess.run(["cp", "-al", CACHE, root / "cache"], check=True)
     machine = Machine(root / "checkout", root)
+    (root / "sysconfdir/crio").mkdir(parents=True)
     before = {path: sorted(os.listdir(path)) for path in SITE_PACKAGES if path.is_dir()}
     done = machine.install()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,6 +161,29 @@ def test_podmans_own_runtimes_keep_their_place(machine: Machine) -> None:
     assert set(engine["runtime_supports_json"]) == {*defaults, "sealrun"}
 
 
+def test_other_engines_find_theirs(machine: Machine, tmp_path: Path) -> None:
+    """CRI-O's is in its place, since its directory was there; all of them name this installation."""
+    program = str(machine.prefix / "bin/sealrun")
+    kept = machine.prefix / "share/sealrun"
+    crio = (machine.root / "sysconfdir/crio/crio.conf.d/50-sealrun.conf").read_text()
+    assert (kept / "crio/50-sealrun.conf").read_text() == crio
+    (handler,) = tomllib.loads(crio)["crio"]["runtime"]["runtimes"].items()
+    appended = (kept / "containerd/sealrun.toml").read_text()
+    plugin = tomllib.loads(appended)["plugins"]["io.containerd.grpc.v1.cri"]
+    (other,) = plugin["containerd"]["runtimes"].items()
+    assert handler[1]["runtime_path"] == other[1]["options"]["BinaryName"] == program
+    document = yaml.safe_load((kept / "kubernetes/runtime-class.yaml").read_text())
+    assert document["handler"] == handler[0] == other[0]
+    settings = tmp_path / "config.toml"
+    settings.write_text("version = 2\n" + appended)
+    done = subprocess.run(
+        ["containerd", "--config", str(settings), "config", "dump"],
+        capture_output=True,
+        text=True,
+    )
+    assert f'BinaryName = "{program}"' in done.stdout, done.stderr
+
+
 def test_it_is_not_removed_under_a_running_sandbox(machine: Machine) -> None:
     shim = machine.prefix / "lib/sealrun/runtime/bin/sealrun-shim"
     with subprocess.Popen(["/usr/bin/python3", "-c", "input()", shim], stdin=subprocess.PIPE) as it:
@@ -176,8 +201,10 @@ def test_removing_it_takes_nothing_of_anybody_elses(tmp_path: Path) -> None:
         "prefix": "share/sealrun/sealrun.toml",
         "above/sysconfdir": "containers/containers.conf.d/50-sealrun.conf",
     }
+    more = ["above/sysconfdir/crio/crio.conf.d/50-sealrun.conf"]
     theirs = [f"{name}/theirs" for name in ("cache", "prefix/share", "prefix/lib")]
-    for name in [*theirs, *(f"{directory}/{name}" for directory, name in ours.items())]:
+    theirs += ["above/sysconfdir/crio/theirs"]
+    for name in [*theirs, *more, *(f"{directory}/{name}" for directory, name in ours.items())]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     directories = [f"--{Path(name).name}={tmp_path / name}" for name in ours]
@@ -191,6 +218,7 @@ def test_removing_it_takes_nothing_of_anybody_elses(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     empty = ["above", "above/sysconfdir", "cache", "prefix", "prefix/lib", "prefix/share"]
+    empty += ["above/sysconfdir/crio"]
     assert left == sorted([*empty, *theirs])
 
 

@@ -1,4 +1,4 @@
-"""`sealrun image stub REFERENCE`: let Podman run an image that this host never downloads."""
+"""`sealrun image stub REFERENCE`: let an engine run an image that this host never downloads."""
 
 import sys
 from typing import Final
@@ -7,13 +7,13 @@ from sealrun_runtime import config, stub
 from sealrun_runtime.arguments import Invocation, parse
 from sealrun_runtime.errors import UsageError
 
-USAGE = "image stub [--tls-verify=false] [--authfile FILE] REFERENCE"
+USAGE = "image stub [--containerd] [--tls-verify=false] [--authfile FILE] REFERENCE"
 
-OPTIONS: Final = {"tls-verify": "tls-verify=", "authfile": "authfile="}
+OPTIONS: Final = {"containerd": "containerd", "tls-verify": "tls-verify=", "authfile": "authfile="}
 
 
 def run(_invocation: Invocation, arguments: list[str]) -> int:
-    """Write it into Podman's storage, and its name to stdout. Raises InvalidRequest, HostError."""
+    """Write it into the engine's storage, and its name to stdout. Raises InvalidRequest, HostError."""
     parsed = parse(arguments, OPTIONS)
     if len(parsed.operands) != 2 or parsed.operands[0] != "stub":
         raise UsageError("image: say stub and one image reference")
@@ -27,6 +27,7 @@ def run(_invocation: Invocation, arguments: list[str]) -> int:
         reference,
         insecure=verify == "false" or registry in settings.image.insecure_registries,
         authfile=parsed.value("authfile", settings.cache.authfile),
+        containerd=parsed.flag("containerd"),
     )
     sys.stdout.write(f"{made.name}\n")
     return 0

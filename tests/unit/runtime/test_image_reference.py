@@ -83,6 +83,46 @@ def test_crio_prefers_a_digest_of_what_was_asked_for(
     assert found.reference == expected
 
 
+def test_crio_s_digest_of_a_stub_is_that_of_what_it_stands_for() -> None:
+    base = "org.opencontainers.image.base."
+    named = {f"{base}name": "r.test/a:1", f"{base}digest": DIGEST}
+    asked = {
+        f"{CRIO}Image": "r.test/a:1",
+        f"{CRIO}ImageName": "r.test/a:1",
+        f"{CRIO}ImageRepoDigests": f"r.test/a@sha256:{'cd' * 32}",
+    }
+    for known_as, expected in (
+        (("r.test/a:1",), f"r.test/a@{DIGEST}"),
+        (("q.test/b:1",), asked[f"{CRIO}ImageRepoDigests"]),  # it may not speak for another one
+    ):
+        stored = StoredImage("", known_as, manifest(annotations=named))
+        assert find(container(asked), stored).reference == expected
+    stored = StoredImage("", ("r.test/a:1",), manifest(GZIP, annotations=named))
+    assert find(container(asked), stored).reference == asked[f"{CRIO}ImageRepoDigests"]
+
+
+def test_what_crio_has_under_a_local_name_only_is_no_registry_s() -> None:
+    local = {"Image": "localhost/a:1", "ImageRepoDigests": f"localhost/a@{DIGEST}"}
+    with pytest.raises(InvalidRequest, match="no image reference: "):
+        find(container({CRIO + key: value for key, value in local.items()}), None)
+
+
+CONTAINERD = "io.kubernetes.cri.image-name"
+
+
+def test_containerd_says_the_name() -> None:
+    found = find(container({CONTAINERD: f"docker.io/library/a:1@{DIGEST}"}), None)
+    assert found == (f"docker.io/library/a:1@{DIGEST}", f"annotation {CONTAINERD}")
+    ours = container({CONTAINERD: "r.test/a:1", "io.sealrun.image": "q.test/b:1"})
+    assert find(ours, None).reference == "q.test/b:1"
+
+
+@pytest.mark.parametrize("name", ["localhost/a:1", DIGEST, "ab" * 32])
+def test_containerd_has_an_image_that_no_registry_has(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="no image reference: "):
+        find(container({CONTAINERD: name}), None)
+
+
 @pytest.mark.parametrize(
     ("reference", "text"),
     [
@@ -156,6 +196,7 @@ def test_a_local_name_has_no_registry_and_the_others_are_named() -> None:
         CRIO + "ImageName",
         CRIO + "Image",
         CRIO + "ImageRepoDigests",
+        "io.kubernetes.cri.image-name",
     ],
 )
 def test_an_image_names_nothing_itself(name: str) -> None:

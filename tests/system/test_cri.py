@@ -1,0 +1,120 @@
+"""A pod as a kubelet asks for it, in a real VM: the engine has an image without layers, the guest pulls the real one.
+
+What else an engine asks for is tried on a simulated hypervisor, with runc beside it (tests/component/test_cri.py).
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fixtures import cri, cri_engines
+from fixtures import workload as workloads
+from fixtures.cri_engines import Engine
+
+pytestmark = [
+    *(pytest.mark.vm, pytest.mark.containerd, pytest.mark.cni),
+    *(pytest.mark.registry, pytest.mark.root),
+]
+
+PROGRAM = "/usr/local/bin/sealrun"
+SHELL = ("/bin/sh", "-c")
+SERVER = "echo up; while :; do echo answer | busybox nc -l -p 80; done"
+
+
+@pytest.fixture(scope="module", params=["containerd", "crio"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if missing := cri_engines.missing(request.param):
+        pytest.skip(missing)
+    with tempfile.TemporaryDirectory(prefix="cri-") as name:
+        with cri_engines.serve(request.param, Path(name), PROGRAM) as engine:
+            yield engine
+
+
+@pytest.fixture
+def client(engine: Engine) -> Iterator[cri.Cri]:
+    client = engine.connect()
+    yield client
+    engine.clean(client)
+    client.close()
+
+
+@pytest.fixture
+def stub(engine: Engine, workload: workloads.Workload) -> str:
+    """The engine's name of an image that it has no layer of."""
+    storage = engine.directory / "storage.conf"
+    storage.write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{engine.directory}/root"\n'
+        f'runroot = "{engine.directory}/runroot"\n'
+    )
+    where = {"CONTAINERD_ADDRESS": str(engine.socket), "CONTAINERS_STORAGE_CONF": str(storage)}
+    options = ["--containerd"] if engine.is_containerd else []
+    reference = f"{workload.registry.address}/test/plain:1"
+    done = subprocess.run(
+        [PROGRAM, "image", "stub", *options, "--tls-verify=false", reference],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **where},
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{reference}\n"), done.stderr
+    return reference
+
+
+def test_a_pod_in_a_real_vm(
+    engine: Engine,
+    client: cri.Cri,
+    stub: str,
+    workload: workloads.Workload,
+    busybox_annotations: workloads.Annotations,
+) -> None:
+    document = {"io.sealrun.init-data": busybox_annotations["io.sealrun.init-data"]}
+    pod = engine.pod(
+        client, "sealrun", document, stub, sysctls={"net.ipv4.ip_unprivileged_port_start": "81"}
+    )
+    blobs = workload.registry.requests("/blobs/")
+    by_tag = workload.registry.requests("/test/plain/manifests/1")
+    pod.up()
+    assert workload.registry.requests("/blobs/") == blobs, "the host wants no layer"
+    web = pod.run("web", *SHELL, SERVER)
+    web.expect("up\n")
+    assert workload.registry.requests("/blobs/") > blobs
+    assert workload.registry.requests("/test/plain/manifests/1") == by_tag, "it is pinned"
+    # The stub has no files: this one came from the registry.
+    assert web.run("/bin/cat", "/secret") == (0, workloads.SECRET.decode(), "")
+    assert web.run("/bin/hostname")[1] == "pod\n"
+    place = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+    assert web.run("/bin/cat", place)[1] == "81\n"
+    assert answer(pod.status.network.ip) == b"answer\n"
+
+    limits = {"cpu_period": 100_000, "cpu_quota": 50_000, "memory_limit_in_bytes": 64 << 20}
+    job = pod.run(
+        "job",
+        *SHELL,
+        "busybox nc 127.0.0.1 80; cat /sys/fs/cgroup/memory.max; exit 9",
+        linux={"resources": limits, "security_context": {"namespace_options": pod.namespaces}},
+    )
+    assert job.wait_for(cri.EXITED).exit_code == 9
+    job.expect(f"answer\n{64 << 20}\n")
+    client("UpdateContainerResources", container_id=web.id, linux={**limits, "cpu_shares": 512})
+    assert web.run("/bin/cat", "/sys/fs/cgroup/memory.max")[1] == f"{64 << 20}\n"
+    assert web.stream(*SHELL, "read line; echo $line; exit 4", stdin=b"in\n")[:2] == (4, "in\n")
+    web.stop(1)
+    assert web.wait_for(cri.EXITED).exit_code == 137
+    pod.stop()
+    assert pod.status.state == cri.NOT_READY
+
+
+def answer(address: str) -> bytes:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            with socket.create_connection((address, 80), timeout=5) as connection:
+                if said := connection.recv(64):
+                    return said
+    return b""
