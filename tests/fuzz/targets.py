@@ -106,18 +106,19 @@ def of_auth_header(data: bytes) -> bool:
     return any(one.parameters.get("realm") or one.scheme == "basic" for one in found)
 
 
-def of_tar(data: bytes) -> bool:
-    """A layer, unpacked as root: nothing outside changes."""
+def of_tar(data: bytes, size: int = CHUNK, *, lowest: bool = False) -> bool:
+    """A layer, unpacked as root, that comes in chunks of this size: nothing outside changes."""
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         (here / "layer").mkdir()
         (here / "lower").mkdir()
         (here / "lower/file").write_text("untouched")
-        chunks = (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
+        chunks = (data[start : start + size] for start in range(0, len(data), size))
+        lowers = [] if lowest else [str(here / "lower")]
 
         def read() -> None:
             try:
-                unpack(chunks, str(here / "layer"), [str(here / "lower")], "layer x")
+                unpack(chunks, str(here / "layer"), lowers, "layer x")
             except VerifyError as error:
                 assert error.code in (
                     ErrorCode.LAYER_MALFORMED,

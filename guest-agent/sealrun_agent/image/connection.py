@@ -119,6 +119,9 @@ class Connection:
         try:
             self._http.request(method, target, body, dict(headers))
             return self._http.getresponse()
+        except (Broken, PullError):
+            self.close()  # it was not connected, and counts as busy else
+            raise
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise self._broken(error) from error
@@ -186,9 +189,13 @@ class _HttpConnection(http.client.HTTPConnection):
             with _Response(stream, method="CONNECT") as response:
                 response.begin()
                 status = response.status
-        except (OSError, http.client.HTTPException):
+        except OSError:
             stream.close()
             raise
+        except http.client.HTTPException as error:
+            stream.close()
+            cause = f"{via} does not speak http: {_shown(error)}"
+            raise Broken(ErrorCode.REGISTRY_PROTOCOL, cause) from error
         if status == 200:
             return True
         stream.close()
