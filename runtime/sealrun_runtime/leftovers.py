@@ -208,6 +208,8 @@ def _has_ended(process: int) -> bool:
         posix.readlink(f"/proc/{pid}/cwd")
     except FileNotFoundError:
         return True
+    except PermissionError:  # what the kernel says, too, of one that is reaped while it looks
+        return False
     return False
 
 

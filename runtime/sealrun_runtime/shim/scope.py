@@ -70,7 +70,7 @@ class Scope:
 
     def limit(self, limits: VmLimits) -> None:
         """Change the limits."""
-        if self._leaf is None:
+        if self._leaf is None or not self._is_v2:
             return
         limits = self._leaf.bearable(limits)
         try:

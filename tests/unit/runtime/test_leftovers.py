@@ -194,3 +194,17 @@ def test_a_parent_that_other_containers_are_in_stays(
     assert not ours.exists()
     assert others.exists()
     assert not os.path.exists(directory.path)
+
+
+def test_a_process_that_cannot_be_looked_at_has_not_ended() -> None:
+    """A kernel says so, too, of one that is reaped between two steps of its own: the next look tells."""
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            if os.geteuid() == 0:
+                os.setresuid(65534, 65534, 65534)
+            status = int(leftovers._has_ended(os.pidfd_open(1)))
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
