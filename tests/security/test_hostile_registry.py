@@ -422,18 +422,22 @@ def test_what_the_broker_says_passes_through(puller: Puller, simulator: Simulato
 # --- silence ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("what", [manifest_path("1"), blob_path(BLOB), "/token"])
 def test_a_slow_drip_is_ended(
-    puller: Puller, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    puller: Puller, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(limits, "HTTP_SECONDS", 0.3)
     monkeypatch.setattr(retry, "ATTEMPTS", 1)
     reference = simulator.publish([TAR])
-    simulator.answers[manifest_path("1")] = Answer(b" " * 1000, drip=0.05)
+    if what == "/token":
+        simulator.guard(f'Bearer realm="http://{simulator.address}/token"', lambda _: False)
+    simulator.answers[what] = Answer(b" " * 1000, drip=0.05, length=len(BLOB))
     start = time.monotonic()
     error = refused(puller, simulator, reference)
     assert error.code is ErrorCode.REGISTRY_UNREACHABLE
     assert "slowly" in str(error)
-    assert time.monotonic() - start < 10
+    assert (layers.digest(BLOB) in str(error)) is ("/blobs/" in what)
+    assert time.monotonic() - start < 30
 
 
 def test_silence_is_ended(
