@@ -12,7 +12,8 @@ CONTROL: Final = "/dev/mapper/control"
 SECTOR: Final = 512
 
 _VERSION: Final = (4, 0, 0)
-_CREATE, _REMOVE, _RESUME, _LOAD = 3, 4, 6, 9
+_CREATE, _REMOVE, _RESUME, _LOAD, _STATUS = 3, 4, 6, 9, 12
+_STATUS_BYTES: Final = 1024  # of a question for it, with its answer
 _SECURE: Final = 1 << 15  # the kernel wipes its copies of what it is given
 _HEADER: Final = struct.Struct("=6Ii3IQ128s129s7x")
 _TARGET: Final = struct.Struct("=QQiI16s")
@@ -52,6 +53,20 @@ def remove(name: str) -> None:
         _call(control, _REMOVE, name)
     finally:
         os.close(control)
+
+
+def status(name: str) -> str:
+    """What the target of a device says of itself; the words are those of its kind. Raises OSError."""
+    sizes = (_STATUS_BYTES, _HEADER.size, 0)
+    head = _HEADER.pack(*_VERSION, *sizes, 0, 0, 0, 0, 0, name.encode(), b"")
+    data = bytearray(head.ljust(_STATUS_BYTES, b"\0"))
+    control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(control, _IOCTL | _STATUS, data)
+    finally:
+        os.close(control)
+    words = bytes(data[_HEADER.size + _TARGET.size :]).partition(b"\0")[0]
+    return words.decode(errors="replace")
 
 
 def request(name: str, target: Target | None = None) -> bytearray:

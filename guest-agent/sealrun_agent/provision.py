@@ -21,7 +21,7 @@ from sealrun_agent.attestation import event_log
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order, Rootfs
 from sealrun_agent.container.workload import Program
-from sealrun_agent.errors import AgentError, AttestError, DecryptError
+from sealrun_agent.errors import AgentError, AttestError, DecryptError, RunError
 from sealrun_agent.image.manifest import Defaults, ImageConfig
 from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.store import Store
@@ -65,6 +65,7 @@ def _store(processes: Processes) -> Store:
     directory = f"{_DIRECTORY}/images"
     if disk := scratch.find():
         scratch.mount(disk, directory, processes)
+        return Store(directory, scratch.has_failed)
     return Store(directory)
 
 
@@ -139,6 +140,13 @@ class RegistryImages:
         """Unmount and remove. Raises StartError."""
         if self._made is not None:
             self._store.unmount(container)
+
+    def check_disk(self) -> None:
+        """Where a write was lost, nothing in the sandbox can rely on its files any more. Raises RunError."""
+        if self._made is not None and self._made.has_failed():
+            raise RunError(
+                ErrorCode.SCRATCH_UNUSABLE, "the scratch disk fails: what was written is lost"
+            )
 
     def disk(self) -> str:
         """What the store is on. Raises PullError."""

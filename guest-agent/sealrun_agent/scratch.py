@@ -85,6 +85,12 @@ def mount(disk: str, target: str, processes: Processes) -> None:
         ) from error
 
 
+def has_failed() -> bool:
+    """Whether the disk that `mount` opened has lost a write: ext4 says so of its own blocks only, and only
+    when it looks at them again. Raises OSError."""
+    return not device_mapper.status(_SCRATCH)[:1].isdigit()  # else: sectors in use/of how many
+
+
 def integrity(disk: str, length: int) -> Target:
     """Room for tags (admin-guide/device-mapper/dm-integrity.rst): D, since without a journal a crash
     leaves sectors without their tags, and a crash is the end of this disk."""

@@ -208,6 +208,8 @@ class Service:
             case messages.ResizeSandbox(cpus=cpus):
                 self._take(cpus, answer)
             case messages.Ping():
+                assert self._here is not None
+                self._here.images.check_disk()
                 answer(DONE)
             case messages.Attest(nonce=nonce):
                 self._attest(nonce, answer)

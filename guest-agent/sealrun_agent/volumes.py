@@ -7,7 +7,6 @@ what it wrote. It lies beside the images, so on the scratch disk where the VM ha
 in memory are a tmpfs each.
 """
 
-import errno
 import hashlib
 import os
 import threading
@@ -19,8 +18,8 @@ from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.volume import Volume
 
 from sealrun_agent.container.spec import OwnVolume
-from sealrun_agent.errors import StartError
-from sealrun_agent.image import syscall
+from sealrun_agent.errors import AgentError, StartError
+from sealrun_agent.image import space, syscall
 from sealrun_agent.image.copy_tree import copy_from
 from sealrun_agent.image.tree import remove_tree
 
@@ -37,7 +36,8 @@ class Volumes:
         self._makers: dict[str, str] = {}
 
     def take(self, container: str, wanted: Mapping[str, OwnVolume], rootfs: str) -> dict[str, str]:
-        """See surroundings.Volumes. Raises StartError(RUNTIME_FAILED, NO_SPACE), and what `disk` raises."""
+        """See surroundings.Volumes. Raises StartError(RUNTIME_FAILED, NO_SPACE,
+        SCRATCH_UNUSABLE), and what `disk` raises."""
         if not wanted:
             return {}
         parent = f"{self._disk()}/volumes"
@@ -109,10 +109,7 @@ def _remove(path: str) -> None:
         os.close(parent)
 
 
-def _failed(error: OSError, disk: str, destination: str) -> StartError:
+def _failed(error: OSError, disk: str, destination: str) -> AgentError:
     what = f"cannot make the volume for {destination!a:.300}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        space = os.statvfs(disk)
-        free, total = (n * space.f_frsize // limits.MIB for n in (space.f_bavail, space.f_blocks))
-        return StartError(ErrorCode.NO_SPACE, f"{what}: {free} MiB of {total} MiB are free")
-    return StartError(ErrorCode.RUNTIME_FAILED, f"{what}: {error.strerror}")
+    other = StartError(ErrorCode.RUNTIME_FAILED, f"{what}: {error.strerror}")
+    return space.failure(error, disk, what, StartError) or other

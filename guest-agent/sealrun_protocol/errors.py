@@ -204,8 +204,8 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ),
     ErrorCode.SCRATCH_UNUSABLE: ErrorInfo(
         "the guest cannot use its scratch disk",
-        "look at the VM's console and the space in vm.scratch_directory, or set vm.scratch to 0 in "
-        "sealrun.toml",
+        "look at the VM's console and whether the host has space left in vm.scratch_directory, or set "
+        "vm.scratch to 0 in sealrun.toml",
     ),
     ErrorCode.IMAGE_NOT_ALLOWED: ErrorInfo(
         "the init-data does not allow this image",

@@ -221,7 +221,8 @@ class ResizeSandbox(Request, frozen=True, kw_only=True):
 
 
 class Ping(Request, frozen=True, kw_only=True):
-    """Answered at once, by a guest that is alive: a VM that hangs keeps its connection."""
+    """Answered at once, by a guest that is alive: a VM that hangs keeps its connection. Failed where the scratch
+    disk has failed."""
 
 
 class Attest(Request, frozen=True, kw_only=True):

@@ -457,3 +457,26 @@ def test_no_space(plain_registry: Registry, layout: Path, tmp_path: Path) -> Non
         assert os.statvfs(directory).f_bfree > 450  # of 512 pages
     finally:
         subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_fetched(
+    plain_registry: Registry, tmp_path: Path
+) -> None:
+    layout = tmp_path / "layout"
+    tars = [layers.tar([layers.file(name, os.urandom(1 << 20))]) for name in "abc"]
+    layers.write_layout(layout, tars)
+    registries.push(layout, plain_registry, "space/three:1")
+    directory = tmp_path / "small"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(directory)], check=True)
+    try:
+        before = plain_registry.requests("/v2/space/three/blobs")
+        puller = Puller(directory)
+        reference = f"{plain_registry.address}/space/three:1"
+        error = puller.refused(reference, trusting(plain_registry))
+        assert error.code is ErrorCode.NO_SPACE
+        assert f"image {reference} needs more than 4 MiB, and 2 MiB of 2 MiB" in str(error)
+        assert plain_registry.requests("/v2/space/three/blobs") == before + 1, "its configuration"
+        assert puller.resolved == []
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)

@@ -66,6 +66,9 @@ class Images(Protocol):
     def release(self, container: str) -> None:
         """Unmount and remove; nothing where it was not prepared. Raises AgentError."""
 
+    def check_disk(self) -> None:
+        """Raises AgentError where the disk that they are on has failed."""
+
     def disk(self) -> str:
         """The directory of the disk that they are on. Raises AgentError where it cannot be used."""
 

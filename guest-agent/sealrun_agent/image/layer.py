@@ -25,7 +25,7 @@ from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import AgentError, PullError, VerifyError
-from sealrun_agent.image import lower, metadata
+from sealrun_agent.image import lower, metadata, space
 from sealrun_agent.image.archive import Archive, Entry
 from sealrun_agent.image.stream import Chunks
 from sealrun_agent.image.tree import KEPT_BYTES, OutsideError, Tree, clean
@@ -241,16 +241,10 @@ def _make_special(parent: int, last: bytes, entry: Entry) -> None:
 
 
 def _translated(error: OSError, directory: str, what: str, name: bytes) -> AgentError:
+    failed = space.failure(error, directory, f"{what} cannot be unpacked", PullError)
+    if failed is not None:
+        return failed
     entry = f"entry {_shown(name)}" if name else "it"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        space = os.statvfs(directory)
-        total = space.f_blocks * space.f_frsize // limits.MIB
-        free = space.f_bavail * space.f_frsize // limits.MIB
-        files = f", {space.f_favail} of {space.f_files} files" if space.f_files else ""
-        return PullError(
-            ErrorCode.NO_SPACE,
-            f"{what} cannot be unpacked: {free} MiB of {total} MiB{files} are free",
-        )
     return VerifyError(
         ErrorCode.LAYER_MALFORMED, f"{what} cannot be unpacked: {entry}: {error.strerror}"
     )

@@ -7,7 +7,8 @@ Rules, in order:
 2. The tenant's allowed images are checked twice: the reference before any traffic, the digests when
    they are known and before anything else is fetched; then its image security policy decides.
 3. An encrypted image is opened only if the tenant named its digest, or a signature that it asked for does.
-4. Keys are asked for only if the image has an encrypted layer that is not here yet, each once, and
+4. Layers that are larger than the space there is are not fetched.
+   Keys are asked for only if the image has an encrypted layer that is not here yet, each once, and
    before layers are fetched: an image that cannot be opened costs no traffic.
 5. A layer is fetched, checked, decrypted, decompressed, checked and unpacked as one stream, into a
    staging directory; several layers at once (filling.py). The stages, and what each of them promises
@@ -34,6 +35,7 @@ from sealrun_protocol.errors import ErrorCode, Phase
 
 from sealrun_agent.dial import Dial
 from sealrun_agent.errors import AgentError, PullError, VerifyError
+from sealrun_agent.image import space
 from sealrun_agent.image.admission import Admission
 from sealrun_agent.image.authorization import Authorizations
 from sealrun_agent.image.credentials import Safe
@@ -106,6 +108,7 @@ def pull(
         config = parse_config(_config(source, manifest), manifest, platform)
         with store.claim(chain_ids(config.rootfs.diff_ids)) as claim:
             missing = [n for n in range(len(manifest.layers)) if not claim.present(n)]
+            _expect_room(store, wanted, [manifest.layers[n].descriptor.size for n in missing])
             if len(missing) < len(manifest.layers):
                 here = len(manifest.layers) - len(missing)
                 told(Phase.PULL, f"{here} of {len(manifest.layers)} layers are here already", 0, 0)
@@ -182,6 +185,18 @@ def _config(source: Source, manifest: Manifest) -> bytes:
         except VerifyError:
             if not source.second_chance(manifest.config):
                 raise
+
+
+def _expect_room(store: Store, wanted: Reference, sizes: Sequence[int]) -> None:
+    """What is to be fetched takes at least as much space when it is unpacked (but for a layer that has a
+    file several times over). Raises PullError(NO_SPACE)."""
+    needed = sum(sizes)
+    if needed > space.free_bytes(store.root):
+        least = -(-needed // limits.MIB)
+        raise PullError(
+            ErrorCode.NO_SPACE,
+            f"image {wanted} needs more than {least} MiB, and {space.left(store.root)}",
+        )
 
 
 def _layer_keys(

@@ -1,4 +1,4 @@
-"""Where layers and containers' root file systems live: one directory tree on one tmpfs.
+"""Where layers and containers' root file systems live: one directory tree on one file system.
 
     layers/<chain id>/          a complete, checked layer; never changed again
     staging/<n>/<chain id>/     one being filled by a pull
@@ -11,14 +11,14 @@ pull that wants one of them waits, then finds it done: a layer is unpacked once 
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from sealrun_protocol.errors import ErrorCode
 
-from sealrun_agent.errors import PullError, StartError
-from sealrun_agent.image import metadata, syscall
+from sealrun_agent.errors import AgentError, PullError, StartError
+from sealrun_agent.image import metadata, space, syscall
 from sealrun_agent.image.manifest import ImageConfig
 from sealrun_agent.image.tree import remove_tree
 
@@ -74,8 +74,10 @@ class Store:
     """All layers and root file systems of a sandbox, below `root`, which is on a file system that can
     be overlayfs's upper layer. For any number of threads."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, has_failed: Callable[[], bool] = lambda: False) -> None:
+        """has_failed: whether the disk has lost a write; raises OSError."""
         self.root = root
+        self.has_failed = has_failed
         self._layers = os.path.join(root, "layers")
         self._staging = os.path.join(root, "staging")
         self._containers = os.path.join(root, "containers")
@@ -88,7 +90,7 @@ class Store:
     @contextmanager
     def claim(self, chain_ids: Sequence[str]) -> Iterator[Claim]:
         """Reserve an image's layers, lowest first, for as long as the block lasts. What is staged then
-        and not published is removed. Raises PullError(NO_SPACE)."""
+        and not published is removed. Raises PullError(NO_SPACE, SCRATCH_UNUSABLE)."""
         with ExitStack() as held:
             for chain_id in chain_ids:
                 with self._lock:
@@ -101,11 +103,19 @@ class Store:
             try:
                 os.mkdir(staging, 0o700)
             except OSError as error:
-                raise PullError(
-                    ErrorCode.NO_SPACE, f"cannot stage the image's layers: {error.strerror}"
-                ) from error
-            held.callback(_remove, self._staging, name)
+                raise self._failed("cannot stage the image's layers", error) from error
+            held.callback(self._unstage, name)
             yield Claim(self._layers, staging, chain_ids)
+
+    def _unstage(self, name: str) -> None:
+        try:
+            _remove(self._staging, name)
+        except OSError as error:
+            raise self._failed("cannot remove what was staged", error) from error
+
+    def _failed(self, what: str, error: OSError) -> AgentError:
+        other = PullError(ErrorCode.NO_SPACE, f"{what}: {error.strerror}")
+        return space.failure(error, self.root, what, PullError) or other
 
     def mount(self, layers: Sequence[str], container: str) -> str:
         """Mount a writable root file system for a container, over directories that stay as they are,
