@@ -41,6 +41,7 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _RESERVE_KIB: Final = 192 << 10
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_loading = threading.Lock()
 _loaded: set[str] = set()
 
 
@@ -148,11 +149,12 @@ def remount() -> None:
 
 def load_modules(groups: Collection[str]) -> None:
     """Load the modules of `groups` in the order that the build of the image found, once."""
-    for line in _lines(f"{MODULES}/order"):
-        group, name = line.split()
-        if group in groups and name not in _loaded:
-            _load_module(name)
-            _loaded.add(name)
+    with _loading:
+        for line in _lines(f"{MODULES}/order"):
+            group, name = line.split()
+            if group in groups and name not in _loaded:
+                _load_module(name)
+                _loaded.add(name)
 
 
 def load_drivers() -> None:

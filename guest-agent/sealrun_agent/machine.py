@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sealrun_protocol import init_data
 
+from sealrun_agent import disks
 from sealrun_agent.container.surroundings import Images, Shares
 from sealrun_agent.dial import Dial
 from sealrun_agent.policy import Policy
@@ -22,7 +23,7 @@ class Machine(NamedTuple):
     policy is known. evidence: fresh, over report data, as JSON of {tee, evidence}; any thread.
     vault: the tenant's broker, with a way to it. record: writes an event into the TEE's log (domain,
     operation, content). crun_options: more global options for crun. load_drivers: of devices that
-    came after the boot. take_added: use what the VM was given since, and say how many CPUs are
+    came after the boot. find_disk: see Surroundings. take_added: use what the VM was given since, and say how many CPUs are
     online; raises RunError."""
 
     tee: str
@@ -38,3 +39,4 @@ class Machine(NamedTuple):
     record: Callable[[str, str, dict[str, str]], bool] = lambda _domain, _operation, _content: False
     crun_options: tuple[str, ...] = ()
     load_drivers: Callable[[], None] = lambda: None
+    find_disk: Callable[[str], tuple[int, int]] = disks.number

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.init_data import InitData
 
-from sealrun_agent import boot
+from sealrun_agent import boot, disks
 from sealrun_agent.attestation import event_log
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order, Rootfs
@@ -54,6 +54,7 @@ def machine() -> Machine:
         vault=lambda init_data, dial: Vault(init_data, choice, dial),
         record=choice.record,
         load_drivers=boot.load_drivers,
+        find_disk=partial(disks.number, load_drivers=boot.load_drivers),
         take_added=_take_added,
     )
 

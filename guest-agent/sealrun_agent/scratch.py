@@ -23,17 +23,15 @@ from typing import Final
 
 from sealrun_protocol.errors import ErrorCode
 
-from sealrun_agent import device_mapper
+from sealrun_agent import device_mapper, disks
 from sealrun_agent.device_mapper import SECTOR, Target
 from sealrun_agent.errors import PullError
 from sealrun_agent.image import syscall
 from sealrun_agent.processes import Processes
 
-SERIAL: Final = "scratch"  # of the virtio-blk device, as the host's driver calls it
 BLOCK: Final = 4096  # bytes that are encrypted as one
 KEY_BYTES: Final = 32
 
-_BLOCKS: Final = "/sys/block"
 _NONCE, _TAG = 12, 16  # of AES-GCM
 _TAG_BYTES: Final = _NONCE + _TAG
 _INTEGRITY, _CIPHER, _ZERO, _SCRATCH = (
@@ -57,16 +55,10 @@ _BYTES_PER_INODE: Final = 8192
 _MKFS_SECONDS: Final = 60.0
 
 
-def find(directory: str = _BLOCKS) -> str:
+def find(directory: str = disks.BLOCKS) -> str:
     """The node of the disk; empty where the VM has none."""
-    for name in sorted(os.listdir(directory)):
-        try:
-            with open(f"{directory}/{name}/serial", encoding="ascii", errors="replace") as stream:
-                if stream.read().strip("\0\n ") == SERIAL:
-                    return f"/dev/{name}"
-        except OSError:
-            continue  # no virtio-blk device
-    return ""
+    name = disks.find(disks.SCRATCH, directory)
+    return f"/dev/{name}" if name else ""
 
 
 def mount(disk: str, target: str, processes: Processes) -> None:

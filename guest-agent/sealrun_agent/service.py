@@ -263,6 +263,7 @@ class Service:
             images=images,
             shares=machine.shares,
             volumes=Volumes(images.disk),
+            find_disk=machine.find_disk,
             namespaces=namespaces,
             directory=f"{machine.directory}/containers",
             post=self._post,

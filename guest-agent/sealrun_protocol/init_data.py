@@ -114,16 +114,26 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
         and change while it runs, instead of an image.
     insecure_shared_directories: places in a container, each with all below it, where the host may
         mount its own directories and files, which it can read and change while they are there.
+    insecure_block_devices: places in a container, each with all below it, where the host may put nodes
+        of its own block devices, which it can read and change whenever it likes.
     """
 
     insecure_shared_root: bool = False
     insecure_shared_directories: tuple[str, ...] = ()
+    insecure_block_devices: tuple[str, ...] = ()
 
     def may_share_at(self, destination: str) -> bool:
         """Whether a directory or file of the host may be mounted at this path of a container."""
-        path = _components(destination)
-        places = map(_components, self.insecure_shared_directories)
-        return any(path[: len(place)] == place for place in places)
+        return _is_below(destination, self.insecure_shared_directories)
+
+    def may_give_disk_at(self, path: str) -> bool:
+        """Whether a block device of the host may be at this path of a container."""
+        return _is_below(path, self.insecure_block_devices)
+
+
+def _is_below(path: str, places: tuple[str, ...]) -> bool:
+    components = _components(path)
+    return any(components[: len(place)] == place for place in map(_components, places))
 
 
 def _components(path: str) -> list[str]:
@@ -365,6 +375,7 @@ def _our_document(document: str, more: dict[str, Any]) -> _Ours:
             )
     for name, places in (
         ("host.insecure_shared_directories", ours.host.insecure_shared_directories),
+        ("host.insecure_block_devices", ours.host.insecure_block_devices),
         ("container.volumes", ours.container.volumes),
     ):
         for place in places:

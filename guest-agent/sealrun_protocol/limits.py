@@ -17,6 +17,7 @@ CONTAINER_ID_LENGTH: Final = 128  # characters: engines take 64
 SHARES: Final = 128  # directories and files of one container: each is a mount, and a descriptor
 VOLUMES: Final = 128  # of one sandbox: each is a directory, and perhaps a mount
 VOLUME_NAME_BYTES: Final = 4096  # hosts call them by paths
+DISKS: Final = 8  # block devices of the host in one container: each takes a place in the VM
 HELLO_SECONDS: Final = 120  # boot to Hello, under emulation on a loaded machine
 
 # Init-data

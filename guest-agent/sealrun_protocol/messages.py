@@ -105,6 +105,8 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     files: copies of the sources of other mounts (by index): what engines prepare for each container
         (/etc/hosts, /etc/hostname, /etc/resolv.conf), and its secrets.
     volumes: those of the config's mounts (by index) that are the sandbox's own, whatever their sources.
+    disks: the serial of the VM's virtio-blk disk for each of the config's devices (by index) that is a
+        block device of the host.
     shm_bytes: the size of /dev/shm; 0 where it is not said.
     joins: kinds of namespaces (ipc, uts, pid) that the container shares with the others of its pod, and
         does not get new. What config.json says of paths means nothing in the guest.
@@ -122,6 +124,7 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     shared_mounts: tuple[int, ...] = ()
     files: dict[int, File] = {}
     volumes: dict[int, Volume] = {}
+    disks: dict[int, str] = {}
     shm_bytes: int = 0
     joins: tuple[str, ...] = ()
     stdin: int = 0

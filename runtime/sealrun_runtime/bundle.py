@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from sealrun_runtime import spec_rules
+from sealrun_runtime import block_devices, spec_rules
+from sealrun_runtime.block_devices import BlockDevice
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.host_limits import HostLimits
@@ -48,6 +49,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     demand: what the limits of linux.resources let it use. host_limits: what the host makes of them.
     sysctl: as in config.json, by name with dots.
     uid_mappings, gid_mappings: of the container's user namespace, empty where it has none.
+    block_devices: of the host, that the container gets. privileged: its device cgroup allows everything.
     """
 
     bundle: str
@@ -71,6 +73,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     sysctl: dict[str, str] = {}
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
+    block_devices: tuple[BlockDevice, ...] = ()
+    privileged: bool = False
 
 
 def read(bundle: str) -> tuple[ContainerSpec, bytes]:
@@ -139,6 +143,8 @@ def parse(content: bytes, bundle: str) -> ContainerSpec:
         sysctl=linux.sysctl or {},
         uid_mappings=linux.uid_mappings or (),
         gid_mappings=linux.gid_mappings or (),
+        block_devices=block_devices.named(linux),
+        privileged=block_devices.allows_everything(linux),
     )
 
 

@@ -9,9 +9,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+import msgspec
 from sealrun_protocol import limits
 
 from sealrun_runtime import (
+    block_devices,
     bundle,
     cgroup_driver,
     config,
@@ -74,12 +76,7 @@ class Created(NamedTuple):
 def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prepared:
     """Read the bundle, the settings and the image's name. Raises InvalidRequest, ConfigError,
     HostError."""
-    store.check_id(container_id)
-    if len(container_id) > limits.CONTAINER_ID_LENGTH or container_id.startswith("-"):
-        raise InvalidRequest(
-            f"invalid container id {container_id[:80]!r}: the guest takes "
-            f"{limits.CONTAINER_ID_LENGTH} characters, of which the first is no dash"
-        )
+    _check_id(container_id)
     if os.geteuid() != 0:
         raise HostError("rootless containers are not supported yet", remedy="run as root")
     container, oci_config = bundle.read(bundle_path)
@@ -102,10 +99,12 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         image = image_reference.choose(
             container, stored, settings.image.source, shared_root=shared_root
         )
+    host = tenant.host if tenant is not None else None
     own = {} if idle else volumes.find(container, image.reference, alone=pod is None)
     plan = sharing.plan(container, image.reference, own=own, idle=idle)
     container = volumes.noted(container, plan.shared)
-    sharing.check(container, plan, tenant.host if tenant is not None else None)
+    sharing.check(container, plan, host)
+    container = block_devices.settled(container, host)
     handover = handing.Handover(
         id=container_id,
         container=container,
@@ -122,6 +121,15 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
         volumes=own,
     )
     return Prepared(handover, oci_config, plan)
+
+
+def _check_id(container_id: str) -> None:
+    store.check_id(container_id)
+    if len(container_id) > limits.CONTAINER_ID_LENGTH or container_id.startswith("-"):
+        raise InvalidRequest(
+            f"invalid container id {container_id[:80]!r}: the guest takes "
+            f"{limits.CONTAINER_ID_LENGTH} characters, of which the first is no dash"
+        )
 
 
 def create(
@@ -321,8 +329,6 @@ def _check_guest_hooks(
 def _creating(handover: handing.Handover, pid: int = 0) -> bytes:
     """The first state document (see store.py for the order of its members). pid: the stand-in's,
     for hooks."""
-    import msgspec
-
     container = handover.container
     document = {
         "ociVersion": container.oci_version,

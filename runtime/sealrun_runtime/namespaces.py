@@ -44,6 +44,9 @@ _AT_EMPTY_PATH: Final = 0x1000
 _OPEN_TREE_CLONE: Final = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 0x1, 0x1
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 
@@ -115,6 +118,20 @@ def clone_tree(path: str, *, recursive: bool) -> int:
     `recursive`. It ends with its descriptor, unless `attach_tree` took it."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     return _call(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags, path=path)
+
+
+def make_tmpfs() -> int:
+    """fsopen(2), fsmount(2): an empty file system in memory, mounted nowhere, for its owner alone and
+    for device nodes. It ends with its last descriptor."""
+    context = _call(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
+    try:
+        for name, value in ((b"mode", b"700"), (b"size", b"64k")):
+            _call(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, name, value, 0)
+        _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+        return _call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
 
 
 def restrict_tree(

@@ -200,6 +200,12 @@ def mount_shared(target: str) -> None:
         raise OSError(ctypes.get_errno(), "the VM has no such device")
 
 
+def find_disk(serial: str) -> tuple[int, int]:
+    """The VM's disk is the host's device itself, whose number is in the serial."""
+    _, major, minor = serial.split("-")
+    return int(major), int(minor)
+
+
 def _tpm(path: str) -> Transact:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
@@ -256,6 +262,7 @@ def main() -> None:
         vault=lambda init_data, dial: Vault(init_data, choice, dial),
         record=choice.record,
         take_added=lambda: CPUS,
+        find_disk=find_disk,
     )
     serve(int(sys.argv[1]), machine)
     print("the agent has ended", file=sys.stderr)

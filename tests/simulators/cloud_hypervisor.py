@@ -48,7 +48,7 @@ from simulators.simulated_guest import Guest  # noqa: E402
 
 OPTIONS = {"--api-socket": 1, "--event-monitor": 1, "--seccomp": 1, "-v": 0}
 GETS = ("vmm.ping", "vm.info", "vm.counters")
-WITH_BODY = ("vm.create", "vm.add-net", "vm.remove-device", "vm.resize")
+WITH_BODY = ("vm.create", "vm.add-net", "vm.add-disk", "vm.remove-device", "vm.resize")
 DEVICES = rules.DEVICES
 FAILURES = {
     "vm.create": "The VM could not be created",
@@ -59,6 +59,7 @@ FAILURES = {
     "vm.resize": "The VM could not be resized",
     "vm.shutdown": "The VM could not shutdown",
     "vm.add-net": "The network device could not be added to the VM",
+    "vm.add-disk": "The disk could not be added to the VM",
     "vm.remove-device": "The device could not be removed from the VM",
 }
 
@@ -122,16 +123,30 @@ class Vmm:
                 self._plug(self.guest, tap, config)
         self._taps += descriptors
         self.config = changed
+        return self._added(config)
+
+    def vm_add_disk(self, config: Any, _: list[int]) -> Any:
+        wanted = self._created()
+        changed = {**wanted, "disks": [*wanted.get("disks", []), config]}
+        rules.validate(changed)
+        if self.guest is not None:
+            rules.open_disk(config)
+        self.config = changed
+        return self._added(config)
+
+    def _added(self, config: dict[str, Any]) -> Any:
         return None if self.guest is None else {"id": config["id"], "bdf": "0000:00:08.0"}
 
     def vm_remove_device(self, argument: Any, _: list[int]) -> None:
-        """Of a running VM only network devices are taken out here."""
+        """Of a running VM only disks and network devices are taken out here."""
         self._running()
         wanted = self._created()
-        kept = [one for one in wanted.get("net", []) if one["id"] != argument["id"]]
-        if len(kept) == len(wanted.get("net", [])):
-            raise Refusal(404, DEVICES, f"No device with id {argument['id']}")
-        self.config = {**wanted, "net": kept}
+        for kind in ("net", "disks"):
+            kept = [one for one in wanted.get(kind, []) if one["id"] != argument["id"]]
+            if len(kept) < len(wanted.get(kind, [])):
+                self.config = {**wanted, kind: kept}
+                return
+        raise Refusal(404, DEVICES, f"No device with id {argument['id']}")
 
     def vm_boot(self, _: Any, __: list[int]) -> None:
         if self.guest is not None or self.half_booted:
@@ -250,8 +265,7 @@ class Vmm:
         if "tpm" in config:
             rules.find_tpm(config["tpm"]["socket"])
         for disk in config.get("disks", []):
-            if not os.access(disk["path"], os.R_OK if disk.get("readonly") else os.W_OK):
-                raise Refusal(500, DEVICES, "Cannot open disk path", "No such file or directory")
+            rules.open_disk(disk)
         path = config["vsock"]["socket"]
         if config.get("landlock_enable") and not os.path.dirname(path):
             raise Refusal(500, DEVICES, "Cannot create virtio-vsock backend", "Permission denied")

@@ -63,6 +63,15 @@ def take_tap(tap: int, config: dict[str, Any]) -> None:
         raise Refusal(500, DEVICES, *causes) from error
 
 
+def open_disk(config: dict[str, Any]) -> None:
+    """Open a disk as it would be. Raises Refusal."""
+    try:
+        os.close(os.open(config["path"], os.O_RDONLY if config.get("readonly") else os.O_RDWR))
+    except OSError as error:
+        cause = f"{error.strerror} (os error {error.errno})"
+        raise Refusal(500, DEVICES, "Cannot open disk path", cause) from error
+
+
 def find_tpm(path: str) -> None:
     """An emulator listens on the socket. The real one talks to it, and waits 100 ms for each answer.
     Raises Refusal."""

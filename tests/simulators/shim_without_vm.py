@@ -17,14 +17,14 @@ sys.path[:0] = [f"{_ROOT}/{room}" for room in ("runtime", "vmm", "guest-agent")]
 sys.path += [f"{_ROOT}/build/venv/lib/{_VERSION}/site-packages", f"{_ROOT}/site-packages"]
 
 from sealrun_runtime.handover import Handover  # noqa: E402
-from sealrun_runtime.shim import shared_tree  # noqa: E402
+from sealrun_runtime.shim import disks, shared_tree  # noqa: E402
 from sealrun_runtime.shim.machine import Plan  # noqa: E402
 from sealrun_runtime.shim.main import main  # noqa: E402
 from sealrun_vmm.driver import DriverName, MachineExit  # noqa: E402
 from sealrun_vmm.errors import ChangeFailed, HostUnfit  # noqa: E402
 from sealrun_vmm.growth import Size  # noqa: E402
 from sealrun_vmm.process import Enlist, VmmProcess, spawn, unknown  # noqa: E402
-from sealrun_vmm.spec import Accelerator, Nic, Tee, VmSpec  # noqa: E402
+from sealrun_vmm.spec import Accelerator, Disk, Nic, Tee, VmSpec  # noqa: E402
 
 TOO_SMALL = 1234  # the MTU of a network device that cannot be plugged in
 
@@ -32,8 +32,8 @@ TOO_SMALL = 1234  # the MTU of a network device that cannot be plugged in
 class SleepingMachine:
     """A VM without anything in it."""
 
-    def __init__(self, process: VmmProcess) -> None:
-        self._process = process
+    def __init__(self, process: VmmProcess, spec: VmSpec) -> None:
+        self._process, self._spec = process, spec
         self._taps: dict[str, int] = {}
 
     @property
@@ -54,6 +54,21 @@ class SleepingMachine:
     async def remove_nic(self, name: str) -> None:
         os.close(self._taps.pop(name))
         _note(f"-{name}")
+
+    async def add_disk(self, disk: Disk) -> None:
+        """Note it, as a VMM that finds it where it shall."""
+        if os.path.exists("unyielding"):
+            raise ChangeFailed("it does not want to")
+        about = os.stat(self._spec.node(disk))
+        access = "ro" if disk.readonly else "rw"
+        _note(
+            f"+{disk.serial} {os.major(about.st_rdev)}:{os.minor(about.st_rdev)} {access}", "disks"
+        )
+
+    async def remove_disk(self, serial: str) -> None:
+        if os.path.exists("unyielding"):
+            raise ChangeFailed("it does not want to")
+        _note(f"-{serial}", "disks")
 
     async def resize(self, size: Size) -> None:
         if os.path.exists("unyielding"):
@@ -84,11 +99,10 @@ class SleepingDriver:
             _note(f"{nic.mac} {nic.mtu}")
         taps = [nic.tap_fd for nic in spec.nics]
         command = ("/bin/sleep", "600")
-        return SleepingMachine(
-            spawn(
-                command, directory, output="out", errors="vmm.log", descriptors=taps, enlist=enlist
-            )
+        process = spawn(
+            command, directory, output="out", errors="vmm.log", descriptors=taps, enlist=enlist
         )
+        return SleepingMachine(process, spec)
 
 
 def plan(handover: Handover) -> Plan:
@@ -106,6 +120,7 @@ def plan(handover: Handover) -> Plan:
         # What the VMM was asked for; the test's guest says what it got.
         tee=Tee(handover.container.annotations.get("test.tee", "none")),
         shares=shared_tree.device(handover, Tee.NONE),
+        disks=disks.of_sandbox(handover, Tee.NONE),
     )
     return Plan(DriverName.QEMU, SleepingDriver(), spec)
 

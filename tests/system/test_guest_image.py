@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,9 +16,11 @@ from typing import NamedTuple
 import pytest
 import zmq
 import zmq.asyncio
+from fixtures import loop
 from sealrun_guest_image import cpio
 from sealrun_guest_image.tree import File, Tree
 from sealrun_protocol import limits, messages
+from sealrun_runtime import namespaces
 from sealrun_vmm import assets, cmdline, driver, kvm
 from sealrun_vmm.driver import DriverName, MachineExit
 from sealrun_vmm.qemu.driver import QemuMachine
@@ -293,14 +296,15 @@ def test_a_cut_initrd_ends_the_vm(spec: VmSpec, image: Path, tmp_path: Path) -> 
 
 
 def test_a_refused_argument_is_told(spec: VmSpec, tmp_path: Path) -> None:
-    bad = VmSpec(
-        **{name: getattr(spec, name) for name in spec.__slots__}
-        | {"disks": (Disk(path="/nowhere.img", serial="x", readonly=True),)}
-    )
-    ended = end_of(bad, tmp_path)
+    with open(os.devnull) as nothing:
+        bad = VmSpec(
+            **{name: getattr(spec, name) for name in spec.__slots__}
+            | {"nodes": nothing.fileno(), "disks": (Disk(serial="block-9-9", readonly=True),)}
+        )
+        ended = end_of(bad, tmp_path)
     assert not ended.orderly
     assert "qemu ended with status 1: " in ended.reason
-    assert "/nowhere.img" in ended.reason
+    assert "/block-9-9" in ended.reason
 
 
 # --- devices that later issues use ---------------------------------------------------------------
@@ -345,16 +349,21 @@ def virtiofsd(tmp_path: Path) -> Iterator[str]:
         process.kill()
 
 
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[loop.Loop]:
+    with loop.device(tmp_path / "disk") as device:
+        yield device
+
+
 def test_every_device_is_accepted_and_driven(
-    spec: VmSpec, tap: int, virtiofsd: str, tmp_path: Path
+    spec: VmSpec, tap: int, virtiofsd: str, block_device: loop.Loop, tmp_path: Path
 ) -> None:
-    (tmp_path / "scratch,1.img").write_bytes(bytes(1 << 20))
+    nodes = namespaces.make_tmpfs()
     full = VmSpec(
         **{name: getattr(spec, name) for name in spec.__slots__}
         | {
-            "disks": (
-                Disk(path=str(tmp_path / "scratch,1.img"), serial="scratch", readonly=False),
-            ),
+            "nodes": nodes,
+            "disks": (Disk(serial=block_device.serial, readonly=False),),
             "nics": (Nic(tap_fd=tap, mac="02:00:00:00:00:01", mtu=1400),),
             "shares": (Share(socket=virtiofsd, tag="bundle"),),
         }
@@ -364,7 +373,12 @@ def test_every_device_is_accepted_and_driven(
         async with booted(full, tmp_path) as guest:
             assert isinstance(await guest.receive(), messages.Hello)
 
-    asyncio.run(main())
+    number = os.makedev(*block_device.number)
+    os.mknod(block_device.serial, stat.S_IFBLK | 0o600, number, dir_fd=nodes)
+    try:
+        asyncio.run(main())
+    finally:
+        os.close(nodes)
     assert (tmp_path / "vmm.log").read_text() == ""
 
 

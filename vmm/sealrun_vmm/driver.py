@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sealrun_vmm.growth import Size
 from sealrun_vmm.process import Enlist, unknown
-from sealrun_vmm.spec import Nic, VmSpec
+from sealrun_vmm.spec import Disk, Nic, VmSpec
 
 
 class DriverName(StrEnum):
@@ -48,6 +48,13 @@ class Machine(Protocol):
     async def remove_nic(self, name: str) -> None:
         """Take a network device out. Raises SpecRefused for one that the VM was born with, where the
         VMM cannot, VmmError."""
+
+    async def add_disk(self, disk: Disk) -> None:
+        """Plug a block device of the host, whose node lies among the VmSpec's `nodes`, into the running VM.
+        Raises SpecRefused where there is no place for it, VmmError."""
+
+    async def remove_disk(self, serial: str) -> None:
+        """Take a disk out, one that the VM was born with too. Raises VmmError."""
 
     async def resize(self, size: Size) -> None:
         """Make the VM as large as `size`, within what its VmSpec allows; one at a time. Where it

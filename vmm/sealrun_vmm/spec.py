@@ -27,9 +27,9 @@ class Tee(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A virtio-blk disk backed by the raw image `path`; `serial` names it in the guest."""
+    """A virtio-blk disk that is a block device of the host. serial: of at most 20 characters; it names the
+    disk in the guest, and the device's node in the directory that the VMM inherited."""
 
-    path: str
     serial: str
     readonly: bool
 
@@ -54,6 +54,7 @@ class Share:
 SCRATCH_SERIAL = "scratch"
 """By which the guest finds its scratch disk."""
 NO_SCRATCH = -1
+NO_NODES = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,10 @@ class VmSpec:
     console: file that receives the serial console, kept for post-mortem.
     scratch: the descriptor of an open, writable file, without a name perhaps, that is the disk which the
         guest encrypts and loses with its end. The VMM inherits it. No TEE measures it.
-    later_nics: how many more may be plugged in while the VM runs, where that takes preparation.
+    nodes: the descriptor of an open directory in which the nodes of disks lie, those that come later
+        too. The VMM inherits it.
+    later_devices: how many disks and network devices may be plugged in while the VM runs, where that takes
+        preparation.
     landlock: a VMM that can confine itself to its own files by Landlock must.
     firmware: absolute path of the firmware that takes kernel, initrd and cmdline from the VMM and
         measures them: OVMF, or for Cloud Hypervisor an IGVM file. Empty: the VMM starts the kernel.
@@ -90,9 +94,10 @@ class VmSpec:
     channel: str = "channel.sock"
     console: str = "console.log"
     disks: tuple[Disk, ...] = ()
+    nodes: int = NO_NODES
     scratch: int = NO_SCRATCH
     nics: tuple[Nic, ...] = ()
-    later_nics: int = 0
+    later_devices: int = 0
     shares: tuple[Share, ...] = ()
     landlock: bool = True
     tee: Tee = Tee.NONE
@@ -101,3 +106,12 @@ class VmSpec:
     cpu_model: str = ""
     host_data: bytes = b""
     quote_service: str = ""
+
+    def node(self, disk: Disk) -> str:
+        """The path by which the VMM opens a disk."""
+        return f"/proc/self/fd/{self.nodes}/{disk.serial}"
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """Descriptors of files that the VMM opens by their number."""
+        return tuple(one for one in (self.scratch, self.nodes) if one >= 0)

@@ -33,6 +33,7 @@ from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Order, Success, Surroundings
 from sealrun_agent.container.worker import Worker
 from sealrun_agent.container.workload import (
+    check_disks,
     check_hooks,
     check_joins,
     check_shares,
@@ -238,8 +239,11 @@ class Container:
             check_hooks(accepted.spec, here.tenant)
             check_terminal(request.terminal, here.tenant)
             check_shares(accepted.shared, here.tenant, root=request.shared_root)
+            check_disks(accepted.disks, here.tenant)
             check_joins(request.joins, here.tenant)
-            self._record_leave(request, bool(accepted.shared))
+            self._record_leave(request, accepted)
+            numbers = {path: here.find_disk(serial) for path, serial in accepted.disks.items()}
+            accepted = spec.with_disks(accepted, numbers)
             place = self._take_shares(request)
             undo.callback(here.shares.release, name)
             rootfs = here.images.prepare(self._order(request, place, accepted))
@@ -284,7 +288,7 @@ class Container:
         names += map(str, dict.fromkeys(request.shared_mounts))
         return self._here.shares.take(self._id, names) if names else ""
 
-    def _record_leave(self, request: messages.CreateContainer, shared: bool) -> None:
+    def _record_leave(self, request: messages.CreateContainer, accepted: spec.Accepted) -> None:
         """Write down what the tenant leaves to the host, before it has an effect. Raises AttestError."""
         tenant = self._here.tenant
         if tenant is None:
@@ -293,8 +297,10 @@ class Container:
             self._here.decided("any-process", True)
         elif tenant.container.allow_output:
             self._here.decided("output", True)
-        if shared:
+        if accepted.shared:
             self._here.decided("shared-directory", True)
+        if accepted.disks:
+            self._here.decided("block-device", True)
         if request.shared_root:
             self._here.decided("shared-root", True)
         if "pid" in request.joins:

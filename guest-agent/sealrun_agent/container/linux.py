@@ -17,9 +17,13 @@ Left out because they describe the host and mean nothing in the VM: cpuset and N
 devices' limits, huge pages, RDMA, network classes, swap (the VM has none) and cgroup v1's kernel
 memory.
 
-Device nodes: those of `_DEVICES`, which every kernel has, anywhere below /dev. In a privileged container
+Device nodes: those of `_DEVICES`, which every kernel has, anywhere below /dev; and block devices of the host for
+which the host says that the VM has a disk, with that one's numbers (`place_disks`). In a privileged container
 (a device rule allows everything) an engine lists every device of the *host*: those are left out, since
 the VM does not have them. Any other device was asked for by name, and is refused.
+
+Device rules: the numbers of block devices are the host's, so a rule that names some is kept for those of
+the container's disks that it means, with their numbers here, and for nothing else.
 """
 
 import re
@@ -27,6 +31,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
+from sealrun_protocol import limits
 
 from sealrun_agent.container.mounts import SANDBOX, check_absolute
 from sealrun_agent.container.reading import check_for_c, read
@@ -64,6 +69,9 @@ _OWN_SYSCTL: Final = re.compile(
 _NETWORK_SYSCTL: Final = re.compile(r"net(\.[a-z0-9_-]+)+")
 _UNIFIED: Final = re.compile(r"(memory|cpu|pids)\.[a-z_.]+")
 _DEVICE_RULE_TYPES: Final = frozenset({None, "a", "b", "c"})
+_SERIAL: Final = re.compile(r"block-[0-9]{1,4}-[0-9]{1,7}")
+_ANY: Final = (None, -1)
+_DENY: Final = DeviceRule(allow=False, type="a", access="rwm")
 _ACCESS: Final = re.compile(r"[rwm]{0,3}")
 _ACTION: Final = re.compile(r"SCMP_ACT_(KILL|KILL_PROCESS|KILL_THREAD|TRAP|ERRNO|ALLOW|LOG)")
 _ARCHITECTURE: Final = re.compile(r"SCMP_ARCH_[A-Z0-9_]+")
@@ -72,14 +80,23 @@ _SECCOMP_FLAG: Final = re.compile(r"SECCOMP_FILTER_FLAG_(TSYNC|LOG|SPEC_ALLOW)")
 
 
 class AcceptedLinux(NamedTuple):
-    """For crun, without cgroupsPath; and what the agent sets itself."""
+    """For crun, without cgroupsPath; and what the agent sets itself. disks: serials, by the paths of
+    devices whose numbers are still the host's."""
 
     part: Linux
     network_sysctl: dict[str, str]
+    disks: dict[str, str]
 
 
-def accept_linux(given: Linux, joins: Collection[str] = ()) -> AcceptedLinux:
-    """joins: kinds of namespaces that are the pod's. Raises StartError(SPEC_REFUSED)."""
+def accept_linux(
+    given: Linux,
+    joins: Collection[str] = (),
+    disks: Mapping[int, str] | None = None,
+    *,
+    shared_root: bool = False,
+) -> AcceptedLinux:
+    """joins: kinds of namespaces that are the pod's. disks: serials of the VM's disks, by index of the
+    device. shared_root: the root is a directory of the host. Raises StartError(SPEC_REFUSED)."""
     _check_namespaces(given, joins)
     if given.rootfsPropagation not in _PROPAGATION:
         raise refused("linux.rootfsPropagation", f"{given.rootfsPropagation!a} is not accepted")
@@ -87,14 +104,16 @@ def accept_linux(given: Linux, joins: Collection[str] = ()) -> AcceptedLinux:
     if personality and (personality.flags or personality.domain not in _PERSONALITIES):
         raise refused("linux.personality", f"{personality.domain!a} or a flag is not accepted")
     resources = given.resources or Resources()
+    disks = disks or {}
+    own_users = has_own_users(given)
+    _check_disks(given.devices or (), disks, shared_root=shared_root, own_users=own_users)
     devices = _accept_devices(
-        given.devices or (), privileged=_allows_everything(resources.devices or ())
+        given.devices or (), disks, privileged=_allows_everything(resources.devices or ())
     )
     for name in ("maskedPaths", "readonlyPaths"):
         for index, path in enumerate(getattr(given, name) or ()):
             check_absolute(f"linux.{name}[{index}]", path)
     sysctl, network_sysctl = split_sysctl(given.sysctl or {})
-    own_users = has_own_users(given)
     part = Linux(
         namespaces=(
             *(
@@ -114,7 +133,44 @@ def accept_linux(given: Linux, joins: Collection[str] = ()) -> AcceptedLinux:
         rootfsPropagation=given.rootfsPropagation,
         personality=personality and Personality(personality.domain),
     )
-    return AcceptedLinux(part, network_sysctl)
+    found = {(given.devices or ())[index].path: serial for index, serial in disks.items()}
+    return AcceptedLinux(part, network_sysctl, found)
+
+
+def place_disks(part: Linux, numbers: Mapping[str, tuple[int, int]]) -> Linux:
+    """An accepted part with the numbers that its disks have in this VM, by path."""
+    devices, places = [], []
+    for device in part.devices or ():
+        here = numbers.get(device.path)
+        if here is None:
+            devices.append(device)
+            continue
+        places.append(_Place((device.major, device.minor), here))
+        devices.append(msgspec.structs.replace(device, major=here[0], minor=here[1]))
+    resources = part.resources
+    if resources is not None and resources.devices:
+        rules = tuple(one for rule in resources.devices for one in _translated(rule, places))
+        resources = msgspec.structs.replace(resources, devices=rules or (_DENY,))
+    return msgspec.structs.replace(part, devices=tuple(devices) or None, resources=resources)
+
+
+class _Place(NamedTuple):
+    """Major and minor of a block device."""
+
+    host: tuple[int | None, int | None]
+    guest: tuple[int, int]
+
+
+def _translated(rule: DeviceRule, places: Collection[_Place]) -> tuple[DeviceRule, ...]:
+    wanted = (rule.major, rule.minor)
+    if rule.type != "b" or all(number in _ANY for number in wanted):
+        return (rule,)
+    meant = dict.fromkeys(
+        place.guest
+        for place in places
+        if all(one in _ANY or one == other for one, other in zip(wanted, place.host, strict=True))
+    )
+    return tuple(msgspec.structs.replace(rule, major=major, minor=minor) for major, minor in meant)
 
 
 def has_own_users(given: Linux) -> bool:
@@ -187,14 +243,44 @@ def _allows_everything(rules: tuple[DeviceRule, ...]) -> bool:
     )
 
 
-def _accept_devices(devices: tuple[Device, ...], *, privileged: bool) -> tuple[Device, ...]:
+def _check_disks(
+    devices: tuple[Device, ...], disks: Mapping[int, str], *, shared_root: bool, own_users: bool
+) -> None:
+    """Raises StartError(SPEC_REFUSED)."""
+    if len(disks) > limits.DISKS:
+        raise refused("linux.devices", f"more than {limits.DISKS} are block devices")
+    paths = [device.path for device in devices]
+    for index, serial in disks.items():
+        path = f"linux.devices[{index}]"
+        if not 0 <= index < len(devices) or devices[index].type != "b":
+            raise refused(path, "there is no such block device, but a disk for it")
+        if not _SERIAL.fullmatch(serial):
+            raise refused(path, f"{serial!a:.40} names no disk of a container")
+        place = devices[index].path
+        check_absolute(f"{path}.path", place)
+        if paths.count(place) > 1 or not place.strip("/"):
+            raise refused(f"{path}.path", f"{place!a} is no place for one device")
+        if own_users:
+            raise refused(path, "nobody can make its node in a user namespace")
+        if shared_root and not place.startswith("/dev/"):
+            # It would be a node on the host.
+            raise refused(
+                f"{path}.path", f"{place!a} is not below /dev, and the host shares the root"
+            )
+
+
+def _accept_devices(
+    devices: tuple[Device, ...], disks: Mapping[int, str], *, privileged: bool
+) -> tuple[Device, ...]:
     """Those to be made."""
     accepted = []
     for index, device in enumerate(devices):
         path = f"linux.devices[{index}]"
         number = (device.major, device.minor)
         fifo = device.type == "p"
-        if fifo or (device.type in {"c", "u"} and number in _DEVICES):
+        if index in disks:
+            accepted.append(device)
+        elif fifo or (device.type in {"c", "u"} and number in _DEVICES):
             check_absolute(f"{path}.path", device.path)
             if not device.path.startswith("/dev/"):
                 raise refused(f"{path}.path", f"{device.path!a} is not below /dev")

@@ -23,7 +23,7 @@ from sealrun_protocol import limits, messages
 from sealrun_protocol.volume import Volume
 
 from sealrun_agent.container import process
-from sealrun_agent.container.linux import accept_linux, has_own_users
+from sealrun_agent.container.linux import accept_linux, has_own_users, place_disks
 from sealrun_agent.container.mounts import (
     COPY,
     SANDBOX,
@@ -59,6 +59,8 @@ class Accepted(NamedTuple):
     shared: where in the container something is mounted that the host shares.
     volumes: of the sandbox's own, by the number of the mount.
     network_sysctl: to be set in the VM's network namespace, by name with dots.
+    disks: the serials of block devices, by their paths in the container. Numbers of devices in the spec
+        are the host's until `with_disks`.
     """
 
     spec: Spec
@@ -66,6 +68,7 @@ class Accepted(NamedTuple):
     shared: tuple[str, ...]
     volumes: dict[str, OwnVolume]
     network_sysctl: dict[str, str]
+    disks: dict[str, str]
 
 
 def accept(request: messages.CreateContainer) -> Accepted:
@@ -76,7 +79,7 @@ def accept(request: messages.CreateContainer) -> Accepted:
     for name in ("hostname", "domainname"):
         if len(getattr(given, name).encode()) > _NAME_BYTES:
             raise refused(name, f"it is longer than {_NAME_BYTES} bytes")
-    linux = accept_linux(given.linux, request.joins)
+    linux = accept_linux(given.linux, request.joins, request.disks, shared_root=request.shared_root)
     sources = Sources(
         request.files,
         request.shared_mounts,
@@ -107,7 +110,14 @@ def accept(request: messages.CreateContainer) -> Accepted:
         tuple(mount.destination for mount in mounts if mount.source.startswith(f"{SHARE}/")),
         _accept_volumes(mounts, request.volumes),
         linux.network_sysctl,
+        linux.disks,
     )
+
+
+def with_disks(accepted: Accepted, numbers: Mapping[str, tuple[int, int]]) -> Accepted:
+    """numbers: major and minor of each of its disks in this VM, by path."""
+    linux = place_disks(accepted.spec.linux, numbers)
+    return accepted._replace(spec=msgspec.structs.replace(accepted.spec, linux=linux))
 
 
 class Places(NamedTuple):

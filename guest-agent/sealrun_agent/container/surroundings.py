@@ -108,7 +108,8 @@ class Surroundings(NamedTuple):
 
     progress: (container, phase, text, done bytes, total bytes), any thread. decided: is told what the
     tenant's policy said to a wish of the host's (what, allowed), any thread; raises AgentError where it
-    cannot be recorded, and then nothing may come of the wish. unseal: the value of a sealed secret."""
+    cannot be recorded, and then nothing may come of the wish. unseal: the value of a sealed secret.
+    find_disk: major and minor of the VM's disk of a serial; called by workers, raises StartError."""
 
     events: Loop
     streams: Streams
@@ -117,6 +118,7 @@ class Surroundings(NamedTuple):
     images: Images
     shares: Shares
     volumes: Volumes
+    find_disk: Callable[[str], tuple[int, int]]
     namespaces: Namespaces
     directory: str
     post: Post

@@ -13,6 +13,7 @@ there is an init-data, unless its [container] says `insecure_any_process`:
   nowhere else: a mount can hide a file of the image;
 - volumes of the sandbox's own: where the image declares one, which then begins with the image's content,
   where `volumes` says so, and in the usual places for empty ones;
+- block devices of the host: only where `[host]` says `insecure_block_devices`;
 - later programs (exec): only with `allow_exec`;
 - a pid namespace that the containers of a pod share: only with `share_pid`.
 - output: with a TEE, the host gets none of it but with `allow_output`: streams end at once, and what is
@@ -84,6 +85,16 @@ def check_shares(shared: Iterable[str], tenant: Tenant | None, *, root: bool) ->
     for destination in shared:
         if not tenant.host.may_share_at(destination):
             raise _denied("mounts", f"{destination!a:.300} is a directory of the host", "[host]")
+
+
+def check_disks(places: Iterable[str], tenant: Tenant | None) -> None:
+    """Where a container gets block devices of the host. Raises StartError(POLICY_DENIED)."""
+    if tenant is None:
+        return
+    for place in places:
+        if not tenant.host.may_give_disk_at(place):
+            why = f"{place!a:.300} is a block device of the host"
+            raise _denied("linux.devices", why, "[host]")
 
 
 def check_joins(joins: Iterable[str], tenant: Tenant | None) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sealrun_vmm.errors import HostUnfit as VmmHostUnfit
 from sealrun_vmm.errors import SpecRefused, VmmError
-from sealrun_vmm.spec import NO_SCRATCH
+from sealrun_vmm.spec import NO_NODES, NO_SCRATCH
 
 from sealrun_runtime import handover as handing
 from sealrun_runtime import leftovers
 from sealrun_runtime.handover import Handover
+from sealrun_runtime.shim import disks, network, placement, scratch, tpm
 from sealrun_runtime.shim import log as logging
-from sealrun_runtime.shim import network, placement, scratch, tpm
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
 from sealrun_runtime.shim.group import Group
@@ -127,13 +127,14 @@ async def _launch(
     """Raises ShimError."""
     attendants: list[Attendant] = []
     tree = None
-    disk = NO_SCRATCH
+    disk, nodes = NO_SCRATCH, NO_NODES
     try:
         name, driver, spec = planner(handover)
         if place is not None:
             spec = replace(spec, nics=place.nics)
         disk = scratch.make(handover.config.vm)
-        spec = replace(spec, scratch=disk)
+        nodes = disks.make_nodes(handover, spec)
+        spec = replace(spec, scratch=disk, nodes=nodes)
         channel = _listen(spec.channel)
         for share in spec.shares:
             tree = SharedTree.serve(share.socket, directory)
@@ -145,6 +146,8 @@ async def _launch(
         )
     except VmmError as error:
         await _dismiss(attendants)
+        if nodes != NO_NODES:
+            os.close(nodes)
         unfit = isinstance(error, VmmHostUnfit | SpecRefused)
         raise (HostUnfit if unfit else VmmFailed)(str(error), remedy=error.remedy) from error
     finally:

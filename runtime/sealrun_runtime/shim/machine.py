@@ -19,14 +19,14 @@ from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.machine import Plan, Tenant
 from sealrun_runtime.settings import VmSettings
-from sealrun_runtime.shim import shared_tree
+from sealrun_runtime.shim import disks, shared_tree
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.shim.wires import Namespace
 
-LATER_NICS: Final = 4
-"""Networks that a container can be connected to after its VM was launched (network.py). QEMU needs a
-port for each from the beginning; they cost the boot nothing that can be measured."""
+LATER_DEVICES: Final = 8
+"""Networks (network.py) and disks (disks.py) that a VM can get after it was launched. QEMU needs a port for
+each from the beginning; they cost the boot nothing that can be measured."""
 
 
 class Launched(NamedTuple):
@@ -83,7 +83,10 @@ def size_for(settings: VmSettings, demands: Iterable[Demand], most: Size) -> Siz
 def _for_sandbox(handover: Handover, spec: VmSpec, host: Size) -> VmSpec:
     """Raises SpecRefused."""
     spec = dataclasses.replace(
-        spec, shares=shared_tree.device(handover, spec.tee), later_nics=LATER_NICS
+        spec,
+        disks=disks.of_sandbox(handover, spec.tee),
+        shares=shared_tree.device(handover, spec.tee),
+        later_devices=LATER_DEVICES,
     )
     # What a TEE measures must be predictable from the settings.
     return spec if spec.tee is not Tee.NONE else _sized(handover, spec, host)

@@ -21,6 +21,7 @@ from sealrun_runtime.shim import agent, placement, request, state
 from sealrun_runtime.shim.agent import Agent, Silence
 from sealrun_runtime.shim.container import LIVE, Container
 from sealrun_runtime.shim.copies import Copies
+from sealrun_runtime.shim.disks import Disks
 from sealrun_runtime.shim.errors import (
     CalledOff,
     GuestFailed,
@@ -65,6 +66,10 @@ class Surroundings(Protocol):
     @property
     def tree(self) -> SharedTree | None:
         """What the host shares; None where that is nothing."""
+
+    @property
+    def disks(self) -> Disks | None:
+        """The host's block devices; None where there is no VM."""
 
     @property
     def failure(self) -> ShimError | None:
@@ -327,6 +332,8 @@ class Member:
         copied = sharing.planned(self.handover).copied
         files = request.files(container, copied)
         self._copies = Copies(container, files)
+        if self._sandbox.disks is not None:
+            await self._sandbox.disks.hold(self.id, container.block_devices)
         self._in_guest = True
         done = await self._sandbox.agent.request(
             lambda number: request.create_container(
@@ -414,6 +421,8 @@ class Member:
         finally:
             if self._sandbox.tree is not None:
                 self._sandbox.tree.detach(self.id, self._shared)
+            if self._sandbox.disks is not None:
+                await self._sandbox.disks.release(self.id)
         return True
 
     def _be_over(self) -> None:

@@ -48,6 +48,7 @@ def create_container(
         shared_mounts=plan.shared,
         files=dict(copies),
         volumes=handover.volumes,
+        disks={device.index: device.serial for device in container.block_devices},
         shm_bytes=shm_bytes(container),
         joins=pod.joins(container, handover.pod),
         stdin=process.ids.stdin,

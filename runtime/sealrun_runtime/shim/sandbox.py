@@ -24,6 +24,7 @@ from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim import placement
 from sealrun_runtime.shim.agent import Agent
+from sealrun_runtime.shim.disks import Disks
 from sealrun_runtime.shim.errors import (
     CalledOff,
     NotFound,
@@ -200,6 +201,8 @@ class Sandbox:
         container = self._founder.container
         if not self._founder.idle:  # the sysctl of one that runs is its own
             container = msgspec.structs.replace(container, sysctl={})
+        devices = handover.container.block_devices
+        container = msgspec.structs.replace(container, block_devices=devices)
         return msgspec.structs.replace(handover, id=self._founder.id, container=container)
 
     async def _launch(self, handover: Handover) -> None:
@@ -311,6 +314,11 @@ class Sandbox:
     def tree(self) -> SharedTree | None:
         """See member.Surroundings."""
         return self._vm.tree
+
+    @property
+    def disks(self) -> Disks | None:
+        """See member.Surroundings."""
+        return self._vm.disks
 
     def send(self, message: HostMessage) -> None:
         """See member.Surroundings."""

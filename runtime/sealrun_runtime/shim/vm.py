@@ -25,6 +25,7 @@ from sealrun_runtime.shim.agent import Agent
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.channel import Channel
 from sealrun_runtime.shim.content import Contents
+from sealrun_runtime.shim.disks import Disks
 from sealrun_runtime.shim.errors import (
     GuestFailed,
     ShimError,
@@ -65,8 +66,8 @@ class Owner(Protocol):
 
 
 class Vm:
-    """Event loop only. It is also the wire that streams go over (streams.Wire). network: None until
-    it was launched."""
+    """Event loop only. It is also the wire that streams go over (streams.Wire). network, disks: None
+    until it was launched."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -75,6 +76,7 @@ class Vm:
         self._channel: Channel | None = None
         self._relay: Relay | None = None
         self._growth: Growth | None = None
+        self.disks: Disks | None = None
         self._contents = Contents(log_guest)
         self.agent = Agent(self.send)
         self.network: Network | None = None
@@ -100,6 +102,7 @@ class Vm:
             log_guest,
             contents=self._contents,
         )
+        self.disks = Disks(launched.machine, spec)
         self.network = Network(self.agent, launched.machine, launched.network)
         self._growth = Growth(
             launched.machine,
@@ -183,6 +186,8 @@ class Vm:
                 self.network.close()
             if self._launched.tree is not None:
                 self._launched.tree.end()
+            if self.disks is not None:
+                self.disks.close()
             for attendant in self._launched.attendants:
                 await attendant.process.kill()
 

@@ -40,12 +40,13 @@ SPECS = {
         max_cpus=4,
         max_memory_mib=4100,
         disks=(
-            Disk(path="/var/lib/a,b.img", serial="data", readonly=False),
-            Disk(path="/var/lib/c.img", serial="layer", readonly=True),
+            Disk(serial="block-8-16", readonly=False),
+            Disk(serial="block-7-0", readonly=True),
         ),
         scratch=5,
         nics=(Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),),
-        later_nics=2,
+        nodes=6,
+        later_devices=2,
         shares=(Share(socket="share.sock", tag="bundle"),),
     ),
     "snp": dataclasses.replace(

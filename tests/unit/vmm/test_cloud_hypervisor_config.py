@@ -31,9 +31,10 @@ EVERYTHING = dataclasses.replace(
     max_memory_mib=4100,
     cmdline=cmdline.growing(PLAIN.cmdline),
     disks=(
-        Disk(path="/var/lib/a,b.img", serial="data", readonly=False),
-        Disk(path="/var/lib/c.img", serial="layer", readonly=True),
+        Disk(serial="block-8-16", readonly=False),
+        Disk(serial="block-7-0", readonly=True),
     ),
+    nodes=6,
     scratch=5,
     nics=(
         Nic(tap_fd=7, mac="02:00:00:00:00:01", mtu=1450),
@@ -59,7 +60,12 @@ SPECS = {
 def calls(spec: VmSpec) -> list[tuple[str, dict[str, object]]]:
     """The calls with a body, in order."""
     nets = [config.net_config(f"nic{index}", nic) for index, nic in enumerate(spec.nics)]
-    return [("vm.create", config.vm_config(spec)), *(("vm.add-net", net) for net in nets)]
+    disks = [config.disk_config(spec, disk) for disk in spec.disks]  # as one that comes later
+    return [
+        ("vm.create", config.vm_config(spec)),
+        *(("vm.add-net", net) for net in nets),
+        *(("vm.add-disk", disk) for disk in disks),
+    ]
 
 
 @pytest.mark.parametrize("name", SPECS)

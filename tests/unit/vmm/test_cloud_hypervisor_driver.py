@@ -177,9 +177,37 @@ def test_it_ends_at_once(spec: VmSpec, directory: str, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_missing(boot) -> None:
-    disk = Disk(path="/nowhere", serial="x", readonly=True)
-    with pytest.raises(LaunchFailed, match=r"refused vm.boot: .*Cannot open disk path: No such"):
-        boot(disks=(disk,))
+    disk = Disk(serial="block-9-9", readonly=True)
+    with open(os.devnull) as nothing:
+        words = r"refused vm.boot: .*Cannot open disk path: Not a directory"
+        with pytest.raises(LaunchFailed, match=words):
+            boot(disks=(disk,), nodes=nothing.fileno())
+
+
+def test_disks_come_and_go(boot, tmp_path: Path) -> None:
+    """Whether the VM was born with them or not; one that cannot be opened leaves the VM as it was."""
+    (tmp_path / "block-7-1").touch()
+    nodes = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    born = Disk(serial="block-7-1", readonly=True)
+    later = Disk(serial="block-7-2", readonly=False)
+
+    async def use(machine: CloudHypervisorMachine) -> None:
+        with pytest.raises(ChangeFailed, match=r"refused vm\.add-disk: .*No such file"):
+            await machine.add_disk(later)
+        (tmp_path / "block-7-2").touch()
+        await machine.add_disk(later)
+        with pytest.raises(ChangeFailed, match=r"refused vm\.add-disk: .*is not unique"):
+            await machine.add_disk(later)
+        for disk in (born, later):
+            await machine.remove_disk(disk.serial)
+        with pytest.raises(ChangeFailed, match=r"refused vm\.remove-device: "):
+            await machine.remove_disk(later.serial)
+        await machine.stop()
+
+    try:
+        assert boot(use, disks=(born,), nodes=nodes).orderly
+    finally:
+        os.close(nodes)
 
 
 @pytest.mark.parametrize("version", ["52.0", "53.1.0", "54.0.0-dev", "100.2"])

@@ -72,6 +72,10 @@ class Api:
         """Add a NetConfig on an open tap device."""
         await self._call("PUT", "vm.add-net", config, [tap])
 
+    async def add_disk(self, config: Mapping[str, object]) -> None:
+        """Add a DiskConfig to the running VM."""
+        await self._call("PUT", "vm.add-disk", config)
+
     async def remove_device(self, name: str) -> None:
         """Take a device out of the running VM."""
         await self._call("PUT", "vm.remove-device", {"id": name})

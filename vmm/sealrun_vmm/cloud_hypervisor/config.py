@@ -6,7 +6,6 @@ rules are derived from what stands before the last slash.
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any, Final
 
 from sealrun_protocol.messages import CHANNEL_VSOCK_PORT
@@ -15,6 +14,7 @@ from sealrun_vmm import growth
 from sealrun_vmm.cloud_hypervisor import confidential
 from sealrun_vmm.errors import SpecRefused
 from sealrun_vmm.spec import (
+    NO_NODES,
     NO_SCRATCH,
     SCRATCH_SERIAL,
     Accelerator,
@@ -71,15 +71,16 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
     if spec.tee is Tee.NONE:
         # It never takes memory; by it the guest gives back what it does not use.
         config["balloon"] = {"id": "balloon", "size": 0, "free_page_reporting": True}
-    disks = _numbered(_disk, spec.disks)
+    disks = [disk_config(spec, disk) for disk in spec.disks]
     if spec.scratch != NO_SCRATCH:
-        path = f"/proc/self/fd/{spec.scratch}"
-        scratch = Disk(path=path, serial=SCRATCH_SERIAL, readonly=False)
-        disks.append(_disk(0, scratch) | {"id": "scratch"})
+        disks.append(_disk(f"/proc/self/fd/{spec.scratch}", SCRATCH_SERIAL, readonly=False))
     if disks:
         config["disks"] = disks
+    if spec.nodes != NO_NODES:
+        # For disks that come later; that of what stands here the VMM knows itself.
+        config["landlock_rules"] = [{"path": f"/proc/self/fd/{spec.nodes}", "access": "rw"}]
     if spec.shares:
-        config["fs"] = _numbered(_share, spec.shares)
+        config["fs"] = [_share(index, share) for index, share in enumerate(spec.shares)]
     return config
 
 
@@ -99,16 +100,17 @@ def net_config(name: str, nic: Nic) -> dict[str, Any]:
     return {"id": name, "mac": nic.mac}
 
 
-def _numbered(render: Any, devices: Sequence[Any]) -> list[dict[str, Any]]:
-    return [render(index, device) for index, device in enumerate(devices)]
+def disk_config(spec: VmSpec, disk: Disk) -> dict[str, Any]:
+    """The DiskConfig of a block device of the host, which is called as its serial says."""
+    return _disk(spec.node(disk), disk.serial, readonly=disk.readonly)
 
 
-def _disk(index: int, disk: Disk) -> dict[str, Any]:
+def _disk(path: str, serial: str, *, readonly: bool) -> dict[str, Any]:
     return {
-        "id": f"disk{index}",
-        "path": disk.path,
-        "readonly": disk.readonly,
-        "serial": disk.serial,
+        "id": serial,
+        "path": path,
+        "readonly": readonly,
+        "serial": serial,
         # Stated, because a format that is guessed is one that the guest can write.
         "image_type": "Raw",
     }

@@ -13,7 +13,7 @@ from sealrun_vmm.cloud_hypervisor.api import Api, ApiError
 from sealrun_vmm.cloud_hypervisor.machine import LOG, CloudHypervisorMachine
 from sealrun_vmm.cloud_hypervisor.program import PROGRAM
 from sealrun_vmm.errors import HostUnfit, LaunchFailed
-from sealrun_vmm.spec import NO_SCRATCH, VmSpec
+from sealrun_vmm.spec import VmSpec
 
 API_SOCKET: Final = "vmm.sock"
 LAUNCH_SECONDS: Final = 60.0  # from the process's start to the guest's first instruction
@@ -92,13 +92,12 @@ class CloudHypervisorDriver:
                 os.symlink(spec.channel, os.path.join(directory, config.GUEST_SOCKET))
                 given = (listener.fileno(), their_events)
                 command = config.command(program.find(self._binary), *given)
-                scratch = () if spec.scratch == NO_SCRATCH else (spec.scratch,)
                 running = process.spawn(
                     command,
                     directory,
                     output=spec.console,
                     errors=LOG,
-                    descriptors=(*given, *scratch),
+                    descriptors=(*given, *spec.inherited),
                     enlist=enlist,
                 )
                 ours.pop_all()

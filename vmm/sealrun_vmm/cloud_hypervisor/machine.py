@@ -18,7 +18,7 @@ from sealrun_vmm.cloud_hypervisor.program import PROGRAM
 from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.errors import ChangeFailed
 from sealrun_vmm.growth import Size
-from sealrun_vmm.spec import Nic, VmSpec
+from sealrun_vmm.spec import Disk, Nic, VmSpec
 
 LOG: Final = "vmm.log"
 STOP_SECONDS: Final = 2.0  # that an orderly end may take
@@ -113,6 +113,14 @@ class CloudHypervisorMachine:
     async def remove_nic(self, name: str) -> None:
         """See Machine."""
         await self._ask(self.api.remove_device(name))
+
+    async def add_disk(self, disk: Disk) -> None:
+        """See Machine."""
+        await self._ask(self.api.add_disk(config.disk_config(self._spec, disk)))
+
+    async def remove_disk(self, serial: str) -> None:
+        """See Machine."""
+        await self._ask(self.api.remove_device(serial))
 
     def last_words(self) -> str:
         """The line of the VMM's log that best tells why it ended: the last one about an error, else

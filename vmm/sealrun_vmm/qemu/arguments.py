@@ -4,6 +4,7 @@ Every choice of devices stands here. The machine type is q35 without its legacy 
 (docs/decisions.md says why not microvm); all devices are modern virtio on PCI.
 """
 
+import json
 import os
 
 from sealrun_protocol.messages import CHANNEL_PORT_NAME
@@ -52,15 +53,17 @@ def arguments(binary: str, spec: VmSpec, control: int = NO_CONTROL) -> list[str]
         command += ["-mon", "chardev=control,mode=control"]
     command += _channel(spec)
     command += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-pci,rng=rng,{_MODERN}"]
-    for index, disk in enumerate(spec.disks):
-        command += _disk(index, disk)
     command += _scratch(spec)
     for index, nic in enumerate(spec.nics):
         command += _nic(index, nic)
     for index, share in enumerate(spec.shares):
         command += _share(index, share)
-    for index in range(spec.later_nics):
+    # Disks lie in ports from the beginning, so that they can leave.
+    for index in range(len(spec.disks) + spec.later_devices):
         command += _port(index)
+    for index, disk in enumerate(spec.disks):
+        node, device = disk_in_port(index, spec.node(disk), disk)
+        command += ["-blockdev", json.dumps(node), "-device", json.dumps(device)]
     return command
 
 
@@ -107,12 +110,27 @@ def _channel(spec: VmSpec) -> list[str]:
     ]
 
 
-def _disk(index: int, disk: Disk) -> list[str]:
-    readonly = "on" if disk.readonly else "off"
-    node = f"driver=raw,node-name=disk{index},read-only={readonly},discard=unmap"
-    protocol = f"file.driver=file,file.filename={_file(disk.path)}"
-    device = f"virtio-blk-pci,drive=disk{index},serial={_value(disk.serial)},{_MODERN}"
-    return ["-blockdev", f"{node},{protocol}", "-device", device]
+def disk_in_port(port: int, path: str, disk: Disk) -> tuple[dict[str, object], dict[str, object]]:
+    """A block device of the host that is plugged into a port: the arguments of blockdev-add and
+    device_add. An error of it is told to the guest instead of stopping the VM."""
+    node: dict[str, object] = {
+        "driver": "raw",
+        "node-name": disk.serial,
+        "read-only": disk.readonly,
+        "discard": "unmap",
+        "file": {"driver": "host_device", "filename": path},
+    }
+    device: dict[str, object] = {
+        "driver": "virtio-blk-pci",
+        "id": disk.serial,
+        "drive": disk.serial,
+        "serial": disk.serial,
+        "bus": f"port{port}",
+        "werror": "report",
+        "rerror": "report",
+        "disable-legacy": "on",
+    }
+    return node, device
 
 
 def _scratch(spec: VmSpec) -> list[str]:
@@ -134,7 +152,7 @@ def _nic(index: int, nic: Nic) -> list[str]:
     ]
 
 
-def later_nic(port: int, name: str, nic: Nic) -> tuple[dict[str, object], dict[str, object]]:
+def nic_in_port(port: int, name: str, nic: Nic) -> tuple[dict[str, object], dict[str, object]]:
     """The arguments of netdev_add and device_add for a device that is plugged into a port. The tap's
     descriptor was given to QEMU under the same name."""
     backend: dict[str, object] = {"type": "tap", "id": name, "fd": name, "vhost": False}

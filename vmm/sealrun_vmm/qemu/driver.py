@@ -9,7 +9,7 @@ from sealrun_vmm.qemu import features
 from sealrun_vmm.qemu.arguments import arguments
 from sealrun_vmm.qemu.machine import LOG, QemuMachine
 from sealrun_vmm.qemu.qmp import Qmp
-from sealrun_vmm.spec import NO_SCRATCH, Accelerator, VmSpec
+from sealrun_vmm.spec import Accelerator, VmSpec
 
 PROGRAM = "qemu-system-x86_64"
 
@@ -43,9 +43,7 @@ class QemuDriver:
         control.setblocking(False)
         with theirs:
             command = arguments(self._find(), spec, theirs.fileno())
-            descriptors = [theirs.fileno(), *(nic.tap_fd for nic in spec.nics)]
-            if spec.scratch != NO_SCRATCH:
-                descriptors.append(spec.scratch)
+            descriptors = [theirs.fileno(), *(nic.tap_fd for nic in spec.nics), *spec.inherited]
             try:
                 running = process.spawn(
                     command,

@@ -10,15 +10,16 @@ from sealrun_vmm import growth, guest, process
 from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.errors import ChangeFailed, SpecRefused
 from sealrun_vmm.growth import Size
-from sealrun_vmm.qemu.arguments import GROWTH, later_nic
+from sealrun_vmm.qemu.arguments import GROWTH, disk_in_port, nic_in_port
 from sealrun_vmm.qemu.qmp import Lost, Qmp
-from sealrun_vmm.spec import Nic, VmSpec
+from sealrun_vmm.spec import Disk, Nic, VmSpec
 
 LOG: Final = "vmm.log"
 
 _DEVICE: Final = f"/machine/peripheral/{GROWTH}"
 _MIB: Final = 1 << 20
 _Result = TypeVar("_Result")
+_Command = tuple[str, Mapping[str, object]]
 
 
 class _Slot(msgspec.Struct, frozen=True):
@@ -34,7 +35,8 @@ class QemuMachine:
 
     def __init__(self, running: process.VmmProcess, qmp: Qmp, spec: VmSpec, directory: str) -> None:
         self._process, self._qmp, self._spec = running, qmp, spec
-        self._ports: list[str] = [""] * spec.later_nics  # the device in each
+        # The device in each.
+        self._ports = [*(disk.serial for disk in spec.disks), *([""] * spec.later_devices)]
         self._log = os.path.join(directory, LOG)
         self._console = os.path.join(directory, spec.console)
         self._end: MachineExit | None = None  # where this process brings it about
@@ -63,29 +65,52 @@ class QemuMachine:
 
     async def add_nic(self, name: str, nic: Nic) -> None:
         """See Machine."""
-        if "" not in self._ports:
-            raise SpecRefused(
-                f"all {len(self._ports)} places for network devices that come later are taken",
-                remedy="connect the container to its networks before it is created",
-            )
-        port = self._ports.index("")
-        backend, device = later_nic(port, name, nic)
+        port = self._free_port()
+        backend, device = nic_in_port(port, name, nic)
         await self._execute("getfd", {"fdname": name}, nic.tap_fd)
         await self._execute("netdev_add", backend)
-        try:
-            await self._execute("device_add", device)
-        except ChangeFailed:
-            await self._execute("netdev_del", {"id": name})
-            raise
-        self._ports[port] = name
+        await self._plug(port, device, ("netdev_del", {"id": name}))
 
     async def remove_nic(self, name: str) -> None:
         """See Machine."""
+        await self._unplug(name, ("netdev_del", {"id": name}))
+
+    async def add_disk(self, disk: Disk) -> None:
+        """See Machine."""
+        port = self._free_port()
+        node, device = disk_in_port(port, self._spec.node(disk), disk)
+        await self._execute("blockdev-add", node)
+        await self._plug(port, device, ("blockdev-del", {"node-name": disk.serial}))
+
+    async def remove_disk(self, serial: str) -> None:
+        """See Machine."""
+        await self._unplug(serial, ("blockdev-del", {"node-name": serial}))
+
+    def _free_port(self) -> int:
+        """Raises SpecRefused."""
+        if "" not in self._ports:
+            raise SpecRefused(
+                f"all {len(self._ports)} places for disks and network devices that come later are taken",
+                remedy="name its networks and devices when the container is created",
+            )
+        return self._ports.index("")
+
+    async def _plug(self, port: int, device: Mapping[str, object], undo: _Command) -> None:
+        """Raises ChangeFailed."""
+        try:
+            await self._execute("device_add", device)
+        except ChangeFailed:
+            await self._execute(*undo)
+            raise
+        self._ports[port] = str(device["id"])
+
+    async def _unplug(self, name: str, afterwards: _Command) -> None:
+        """Raises SpecRefused, ChangeFailed."""
         if name not in self._ports:
             raise SpecRefused(f"the VM was born with {name}")
         await self._asking(self._qmp.unplug(name))
-        await self._execute("netdev_del", {"id": name})
         self._ports[self._ports.index(name)] = ""
+        await self._execute(*afterwards)
 
     async def stop(self) -> None:
         """End the VM now. Nothing of a sandbox outlives it, so nothing is lost by SIGKILL."""

@@ -1,0 +1,138 @@
+"""The block devices of the host that config.json gives a container (linux.devices of type b). In the VM each
+is a virtio-blk disk, which the guest finds by its serial, and the container has a node of that one.
+
+A device is known by its number alone: the path that an engine was given on the host does not stand in
+config.json. Whether the container may write to it is said by the rules of its device cgroup, and by the
+device itself.
+
+In a privileged container an engine lists every device of the host under its own name. Those are left out;
+a device under another name was asked for.
+"""
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from sealrun_protocol import limits
+
+from sealrun_runtime.errors import InvalidRequest, cause
+from sealrun_runtime.oci_config import DeviceRule, Linux
+
+if TYPE_CHECKING:
+    from sealrun_protocol.init_data import Host
+
+    from sealrun_runtime.bundle import ContainerSpec
+
+SYSTEM: Final = "/sys/dev/block"
+_ANY: Final = (None, -1)
+
+
+class BlockDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """index: in linux.devices. path: in the container."""
+
+    index: int
+    path: str
+    major: int
+    minor: int
+    readonly: bool
+
+    @property
+    def serial(self) -> str:
+        """The disk's in the guest; of at most 18 characters, as numbers have 12 and 20 bits."""
+        return f"block-{self.major}-{self.minor}"
+
+
+def named(linux: Linux) -> tuple[BlockDevice, ...]:
+    """Those of a config.json, as it alone says."""
+    rules = (linux.resources.devices if linux.resources else None) or ()
+    return tuple(
+        BlockDevice(
+            index=index,
+            path=os.path.normpath(device.path),
+            major=device.major,
+            minor=device.minor,
+            readonly=not _allowed(rules, device.major, device.minor, "w"),
+        )
+        for index, device in enumerate(linux.devices or ())
+        if device.type == "b"
+    )
+
+
+def allows_everything(linux: Linux) -> bool:
+    """Whether the container is privileged, as an engine calls it."""
+    rules = (linux.resources.devices if linux.resources else None) or ()
+    return any(
+        rule.allow
+        and rule.type in (None, "a")
+        and rule.major is None
+        and rule.minor is None
+        and set(rule.access) == set("rwm")
+        for rule in rules
+    )
+
+
+def settled(container: "ContainerSpec", host: "Host | None") -> "ContainerSpec":
+    """The container with those that it gets. host: as of `check`. Raises InvalidRequest."""
+    devices = found(container)
+    check(devices, host)
+    return msgspec.structs.replace(container, block_devices=devices)
+
+
+def found(container: "ContainerSpec", system: str = SYSTEM) -> tuple[BlockDevice, ...]:
+    """Those that the container gets, as this host has them. Raises InvalidRequest."""
+    kept = []
+    for device in container.block_devices:
+        where = f"$.linux.devices[{device.index}]"
+        place = f"{system}/{device.major}:{device.minor}"
+        number = f"{device.major}:{device.minor}"
+        try:
+            name = _attribute(place, "uevent").partition("DEVNAME=")[2].partition("\n")[0]
+            readonly, size = _attribute(place, "ro") == "1", _attribute(place, "size")
+        except OSError as error:
+            if container.privileged:
+                continue
+            raise InvalidRequest(
+                f"{where}: cannot find the block device {number} of this host: {cause(error)}"
+            ) from error
+        if container.privileged and device.path == f"/dev/{name}":
+            continue
+        if size == "0":
+            raise InvalidRequest(f"{where}: the block device {number} ({name}) holds no medium")
+        if container.uid_mappings:
+            raise InvalidRequest(
+                f"{where}: a container with a user namespace cannot have a block device: nobody can make "
+                "its node there"
+            )
+        kept.append(msgspec.structs.replace(device, readonly=device.readonly or readonly))
+    return tuple(kept)
+
+
+def check(devices: tuple[BlockDevice, ...], host: "Host | None") -> None:
+    """host: what the tenant allows; None where no tenant says anything. The guest decides; what it
+    would refuse is refused before a VM boots. Raises InvalidRequest."""
+    if len(devices) > limits.DISKS:
+        raise InvalidRequest(f"$.linux.devices: more than {limits.DISKS} are block devices")
+    for device in devices:
+        if host is not None and not host.may_give_disk_at(device.path):
+            raise InvalidRequest(
+                f"$.linux.devices[{device.index}]: the init-data does not allow a block device of the host "
+                f"at {device.path}",
+                remedy="name the place in [host] insecure_block_devices of the init-data, or do without "
+                "the device",
+            )
+
+
+def _allowed(rules: tuple[DeviceRule, ...], major: int, minor: int, access: str) -> bool:
+    """What the cgroup's rules say; the last one that fits counts. Without rules everything is allowed."""
+    allowed = not rules
+    for rule in rules:
+        fits = rule.type in (None, "a", "b") and access in rule.access
+        if fits and rule.major in (*_ANY, major) and rule.minor in (*_ANY, minor):
+            allowed = rule.allow
+    return allowed
+
+
+def _attribute(place: str, name: str) -> str:
+    """Raises OSError."""
+    with open(f"{place}/{name}", encoding="ascii", errors="replace") as file:
+        return file.read().strip()
