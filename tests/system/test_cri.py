@@ -44,9 +44,8 @@ def client(engine: Engine) -> Iterator[cri.Cri]:
     client.close()
 
 
-@pytest.fixture
-def stub(engine: Engine, workload: workloads.Workload) -> str:
-    """The engine's name of an image that it has no layer of."""
+def stub(engine: Engine, reference: str) -> None:
+    """Give the engine an image of that name, and no layer of it."""
     storage = engine.directory / "storage.conf"
     storage.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{engine.directory}/root"\n'
@@ -54,7 +53,6 @@ def stub(engine: Engine, workload: workloads.Workload) -> str:
     )
     where = {"CONTAINERD_ADDRESS": str(engine.socket), "CONTAINERS_STORAGE_CONF": str(storage)}
     options = ["--containerd"] if engine.is_containerd else []
-    reference = f"{workload.registry.address}/test/plain:1"
     done = subprocess.run(
         [PROGRAM, "image", "stub", *options, "--tls-verify=false", reference],
         capture_output=True,
@@ -63,19 +61,23 @@ def stub(engine: Engine, workload: workloads.Workload) -> str:
         timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, f"{reference}\n"), done.stderr
-    return reference
 
 
 def test_a_pod_in_a_real_vm(
     engine: Engine,
     client: cri.Cri,
-    stub: str,
     workload: workloads.Workload,
     busybox_annotations: workloads.Annotations,
 ) -> None:
+    reference = f"{workload.registry.address}/test/plain:1"
+    stub(engine, reference)
     document = {"io.sealrun.init-data": busybox_annotations["io.sealrun.init-data"]}
     pod = engine.pod(
-        client, "sealrun", document, stub, sysctls={"net.ipv4.ip_unprivileged_port_start": "81"}
+        client,
+        "sealrun",
+        document,
+        reference,
+        sysctls={"net.ipv4.ip_unprivileged_port_start": "81"},
     )
     blobs = workload.registry.requests("/blobs/")
     by_tag = workload.registry.requests("/test/plain/manifests/1")
@@ -108,6 +110,27 @@ def test_a_pod_in_a_real_vm(
     assert web.wait_for(cri.EXITED).exit_code == 137
     pod.stop()
     assert pod.status.state == cri.NOT_READY
+
+
+def test_an_encrypted_image(
+    engine: Engine,
+    client: cri.Cri,
+    workload: workloads.Workload,
+    sealed_annotations: workloads.Annotations,
+) -> None:
+    """The host cannot even store it, and need not: the guest attests, gets the key and decrypts it."""
+    reference = f"{workload.registry.address}/test/encrypted:1"
+    if engine.is_containerd:  # to CRI-O's registries this one would have to be made known
+        with pytest.raises(cri.Refused, match=r"failed to (extract layer|unpack)"):
+            client("PullImage", image={"image": reference})
+    stub(engine, reference)
+    document = {"io.sealrun.init-data": sealed_annotations["io.sealrun.init-data"]}
+    pod = engine.pod(client, "sealrun", document, reference)
+    pod.up()
+    job = pod.run("job", "/bin/cat", "/secret")
+    assert job.wait_for(cri.EXITED).exit_code == 0
+    wanted = workloads.SECRET.decode()
+    assert job.lines() == [("stdout", wanted)]
 
 
 def answer(address: str) -> bytes:
