@@ -5,6 +5,8 @@ sources of its bind mounts.
     an engine's empty volume neither: the guest makes it (volumes.py)
     hosts, hostname, resolv.conf, .containerenv, Podman's secrets
                              copied: small, and prepared for this container alone
+    an engine's /etc/passwd and /etc/group
+                             neither, where the guest pulls the image: it has that one's
     /dev/shm, devices like /dev/null, and the kernel's own file systems (/proc, /sys, ...) at their own
                              places: neither, the guest has its own
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 COPIED: Final = frozenset(("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"))
 """What engines prepare for each container and bind-mount over the image's own, by destination."""
 
+_IMAGE_S: Final = frozenset(("/etc/passwd", "/etc/group"))
 SHARED_MEMORY: Final = "/dev/shm"
 _KERNEL_S: Final = frozenset(("/proc", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/dev/pts"))
 _OF_VERSION_1: Final = (
@@ -95,7 +98,9 @@ def plan(
     binds = [
         index
         for index, mount in enumerate(container.mounts)
-        if is_bind(mount) and not _is_the_guest_s(mount)
+        if is_bind(mount)
+        and not _is_the_guest_s(mount)
+        and not (image and _is_the_image_s(container, mount))
     ]
     copied = tuple(index for index in binds if _is_copied(container, container.mounts[index]))
     shared = tuple(index for index in binds if index not in copied and index not in own)
@@ -221,6 +226,15 @@ def _is_the_guest_s(mount: Mount) -> bool:
         return True
     kernel_s = mount.destination in _KERNEL_S or mount.destination == _OF_VERSION_1
     return kernel_s and mount.source == mount.destination
+
+
+def _is_the_image_s(container: ContainerSpec, mount: Mount) -> bool:
+    """Whether an engine wrote this from its own copy of the image, for a user whom that does not know and
+    under a root that is read-only (Podman), or for any user (CRI-O): the guest has the image itself."""
+    directory, _, name = mount.source.rpartition("/")
+    # GRAPHROOT/DRIVER-containers/ID/userdata is the bundle, RUNROOT/DRIVER-containers/ID/userdata is like it.
+    own = directory.split("/")[-3:] == container.bundle.split("/")[-3:]
+    return own and mount.destination in _IMAGE_S and mount.destination == f"/etc/{name}"
 
 
 def _is_copied(container: ContainerSpec, mount: Mount) -> bool:

@@ -4,10 +4,11 @@ makes them by itself, on its own disk (sealrun_protocol/volume.py). The host's d
     /…/pods/UID/volumes/kubernetes.io~empty-dir/NAME    kubelet's emptyDir; a tmpfs with medium: Memory
     /…/volumes/64 DIGITS/_data                          Podman's anonymous volumes: `-v /data`, VOLUME of images
     /…/io.containerd.grpc.v1.cri/containers/ID/volumes/ID   containerd's, for VOLUME of images
+    /…/overlay-containers/ID/userdata/run/secrets       where Podman puts a container's secrets
     what the annotation io.sealrun.ephemeral-volumes names, places in the container, with commas between
 
-Those of the first three that are not empty are shared like any other directory (sharing.py), and the log
-says so: nothing that is there is hidden from the container. So are all three where the root file system is the bundle's
+Those of the first four that are not empty are shared like any other directory (sharing.py), and the log
+says so: nothing that is there is hidden from the container. So are all four where the root file system is the bundle's
 directory: then the host has everything anyway, and Podman has filled the volumes itself.
 """
 
@@ -33,6 +34,7 @@ _ANONYMOUS: Final = re.compile(r"/.*/volumes/[0-9a-f]{64}/_data")
 _CONTAINERD: Final = re.compile(
     r"/.*/io\.containerd\.grpc\.v1\.cri/containers/[^/]+/volumes/[0-9a-f]+"
 )
+_SECRETS: Final = re.compile(r"/.*/[a-z0-9]+-containers/[^/]+/userdata/run/secrets")
 _MOUNTS: Final = "/proc/self/mountinfo"
 _OVERFLOW_ID: Final = 65534  # Linux' word for an id that has no name in a user namespace
 
@@ -79,7 +81,7 @@ def _place(destination: str) -> str:
 
 
 def _is_engines(path: str) -> bool:
-    kinds = (_KUBELET, _ANONYMOUS, _CONTAINERD)
+    kinds = (_KUBELET, _ANONYMOUS, _CONTAINERD, _SECRETS)
     return any(kind.fullmatch(path) for kind in kinds)
 
 

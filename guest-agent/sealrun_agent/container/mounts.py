@@ -10,6 +10,7 @@
                                             the guest's own of that kind: --network=host, --ipc=host
     /sys/fs/cgroup/systemd (the host's own, at the same place)
                                             left out: the guest's groups are of version 2
+    /etc/passwd, /etc/group (not shared)    left out: the image's own stand
     /dev/null and the like (from the host)  the guest's own: they hide files, or give none
     any other bind                          refused
 
@@ -61,6 +62,8 @@ _KERNEL_S: Final = {
     "/dev/mqueue": "mqueue",
     "/dev/pts": "devpts",
 }
+_IMAGE_S: Final = frozenset({"/etc/passwd", "/etc/group"})
+"""Engines write them anew from their copy of the image, for users whom that does not know."""
 _OF_VERSION_1: Final = "/sys/fs/cgroup/systemd"
 """Engines bind it beside /sys/fs/cgroup for systemd; control groups of version 2 have it not."""
 _KERNEL_S_DEVICES: Final = frozenset(
@@ -116,7 +119,7 @@ def accept_mounts(
         accepted = tuple(
             _accept(f"mounts[{index}]", index, mount, sources)
             for index, mount in enumerate(mounts)
-            if index in sources.shared or not _is_of_version_1(mount)
+            if not _is_left_out(index, mount, sources)
         )
     if own_users:
         accepted = _for_own_users(accepted)
@@ -131,8 +134,13 @@ def is_placed(mount: Mount) -> bool:
     return mount.type == "bind" and not mount.source.startswith("/")
 
 
-def _is_of_version_1(mount: Mount) -> bool:
-    return mount.type == "bind" and mount.source == mount.destination == _OF_VERSION_1
+def _is_left_out(index: int, mount: Mount, sources: Sources) -> bool:
+    """What hides nothing of the image where it is not mounted."""
+    given = any(index in kind for kind in (sources.copied, sources.shared, sources.own))
+    if given or mount.type != "bind":
+        return False
+    version_1 = mount.source == mount.destination == _OF_VERSION_1
+    return version_1 or mount.destination in _IMAGE_S
 
 
 def _for_own_users(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:

@@ -139,7 +139,7 @@ def check_volumes(accepted: Accepted, program: Program, tenant: Tenant) -> Accep
     if wishes.insecure_any_process:
         return accepted
     declared = {place.rstrip("/") for place in program.volumes}
-    named = {place.rstrip("/") for place in (*wishes.volumes, *_EMPTY)}
+    named = {place.rstrip("/") for place in (*wishes.volumes, *_EMPTY, _SECRETS)}
     volumes = dict(accepted.volumes)
     for number, (destination, volume) in accepted.volumes.items():
         place = destination.rstrip("/")

@@ -58,6 +58,23 @@ def test_what_is_shared_what_is_copied_and_what_is_neither() -> None:
     assert sharing.source_of(given, 12) == "/b/secrets/other"
 
 
+@pytest.mark.parametrize("root", ["/var/lib/containers/storage", "/run/containers/storage"])
+def test_an_engine_s_users_are_not_put_over_those_of_the_image(root: str) -> None:
+    """`--read-only --user 1000`: Podman and CRI-O write /etc/passwd anew, from their copy of the image."""
+    bundle = Path("/var/lib/containers/storage/overlay-containers/c1/userdata")
+    theirs = f"{root}/overlay-containers/c1/userdata"
+    given = container(
+        bind(f"{theirs}/passwd", "/etc/passwd"),
+        bind(f"{theirs}/group", "/etc/group"),
+        bind("/home/me/passwd", "/etc/passwd"),
+        bind(f"{theirs}/group", "/etc/passwd"),
+        bind(f"{root}/overlay-containers/c2/userdata/group", "/etc/group"),
+        bundle=bundle,
+    )
+    assert sharing.plan(given, "registry.test/app:1").shared == (2, 3, 4)
+    assert sharing.plan(given, "").shared == (0, 1, 2, 3, 4)
+
+
 def test_what_the_tenant_does_not_allow_is_refused_at_once() -> None:
     given = container(bind("/etc/hosts", "/etc/hosts"), bind("/srv", "/data/sub"))
     plan = sharing.plan(given, "image")

@@ -15,6 +15,7 @@ from sealrun_runtime.oci_config import IdMapping, Mount
 IMAGE = "registry.test/app:1"
 KUBELET = "kubelet/pods/0f-1/volumes/kubernetes.io~empty-dir/cache"
 PODMAN = f"storage/volumes/{'5' * 64}/_data"
+PODMAN_SECRETS = "storage/overlay-containers/c1/userdata/run/secrets"
 CONTAINERD = f"io.containerd.grpc.v1.cri/containers/{'a' * 64}/volumes/{'b' * 64}"
 
 
@@ -44,7 +45,8 @@ def made(parent: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "copy_up"), [(KUBELET, False), (PODMAN, True), (CONTAINERD, True)]
+    ("name", "copy_up"),
+    [(KUBELET, False), (PODMAN, True), (CONTAINERD, True), (PODMAN_SECRETS, False)],
 )
 def test_what_engines_make_for_a_container(tmp_path: Path, name: str, copy_up: bool) -> None:
     source = made(tmp_path, name)

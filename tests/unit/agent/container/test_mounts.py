@@ -82,10 +82,14 @@ def test_what_podman_adds_to_mounts_for_itself() -> None:
             mount("/proc", "proc", "hidepid=2", "gid=5", "subset=pid"),
             systemd,
             mount("/data", "bind", "nocopy", "rbind", source="/v"),
+            mount("/etc/passwd", "bind", "ro", source="/u/passwd"),
+            mount("/etc/group", "bind", "ro", source="/u/group"),
         ]
     )
     mounts = accept(document, shared_mounts=(2,))["mounts"]
     assert [one["destination"] for one in mounts] == ["/proc", "/data"]
+    shared = accept(document, shared_mounts=(2, 3))["mounts"]
+    assert shared[2]["source"].endswith("/3"), "who shares one of his own means it"
     assert mounts[0]["options"] == ["hidepid=2", "gid=5", "subset=pid"]
     assert mounts[1]["options"] == ["rbind"]
 

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 from sealrun_agent.container.runtime_spec import Linux, Mount, Process, Root, Spec, User
+from sealrun_agent.container.spec import Accepted, OwnVolume
 from sealrun_agent.container.workload import (
     Program,
     Tenant,
     check_shares,
     check_terminal,
+    check_volumes,
     may_execute,
     may_read,
     restrict,
@@ -16,6 +18,7 @@ from sealrun_agent.container.workload import (
 from sealrun_agent.errors import StartError
 from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.init_data import Container, Host
+from sealrun_protocol.volume import Volume
 
 PROGRAM = Program(args=("/app", "serve"), env=("A=image",), cwd="/srv", uid=7, gid=8, groups=(9,))
 
@@ -94,6 +97,25 @@ def test_directories_of_the_host_are_the_tenant_s_to_allow() -> None:
     ):
         with pytest.raises(StartError, match=r"\[host\] of the init-data does not allow") as caught:
             check_shares(shared, by, root=root)
+        assert caught.value.code is ErrorCode.POLICY_DENIED
+
+
+def test_volumes_of_the_sandbox_s_own_hide_nothing_of_the_image() -> None:
+    program = PROGRAM._replace(volumes=("/data/",))
+
+    def checked(place: str, by: Tenant) -> bool:
+        given = Accepted(spec(), {}, (), {"3": OwnVolume(place, Volume(name="v"))}, {}, {})
+        return check_volumes(given, program, by).volumes["3"].volume.copy_up
+
+    assert checked("/data", tenant()), "it begins with what the image has there"
+    for place in ("/tmp", "/run", "/var/tmp", "/run/secrets"):
+        assert not checked(place, tenant())
+    assert not checked("/cache", tenant(volumes=("/cache",)))
+    assert not checked("/cache", tenant("/cache"))
+    assert not checked("/usr", tenant(insecure_any_process=True))
+    for place in ("/usr", "/data/sub", "/run/secrets/key", "/tmpx", "//tmp"):
+        with pytest.raises(StartError, match=r"mounts\[3\]: no volume may be mounted at") as caught:
+            checked(place, tenant())
         assert caught.value.code is ErrorCode.POLICY_DENIED
 
 
