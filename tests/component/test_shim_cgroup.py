@@ -1,5 +1,6 @@
 """The sandbox's cgroup in this machine's own hierarchies, and that nothing of it stays."""
 
+import ctypes
 import os
 import uuid
 from collections.abc import Iterator
@@ -8,10 +9,15 @@ from pathlib import Path
 
 import pytest
 from fixtures.shim import Shim, alive, running, terminate, wait
-from sealrun_runtime import leftovers, store
+from sealrun_runtime import config, handover, leftovers, store
+from sealrun_runtime.bundle import ContainerSpec
+from sealrun_runtime.shim import placement
 from sealrun_runtime.shim.cgroup import Cgroup, Hierarchy, hierarchies
+from sealrun_runtime.shim.errors import HostFailed
 
 pytestmark = pytest.mark.root
+
+CLONE_NEWUSER = 0x10000000  # linux/sched.h
 
 
 @pytest.fixture
@@ -38,6 +44,32 @@ def created(tmp_path: Path, path: str) -> Iterator[Shim]:
         guest.create()
         request.ok()
         yield shim
+
+
+def handed_over(cgroups_path: str) -> handover.Handover:
+    """What a shim starts from, of which this is all that counts here."""
+    container = ContainerSpec(
+        bundle="/bundle",
+        oci_version="1.0.2",
+        rootfs="/bundle/rootfs",
+        args=("/program",),
+        terminal=False,
+        hostname="",
+        mounts=(),
+        annotations={},
+        namespaces=(),
+        cgroups_path=cgroups_path,
+    )
+    settings = config.build(config.resolve([], {}))
+    return handover.Handover(
+        id="c1",
+        container=container,
+        image="",
+        image_source="test",
+        init_data=b"",
+        guest_image="/none",
+        config=settings,
+    )
 
 
 def members(directory: str) -> set[int]:
@@ -127,3 +159,26 @@ def test_two_vms_of_one_pod_have_cgroups_of_their_own(
         leftovers.remove(directory, patience=0)
         still = [one.mount for one in where if os.path.exists(one.mount + infra)]
         assert still == ([one.mount for one in where] if cgroup is cgroups[0][0] else [])
+
+
+def test_a_user_who_may_make_no_group_goes_without_one(
+    tmp_path: Path, where: list[Hierarchy], parent: str
+) -> None:
+    """As with runc and crun: their engine names a path that nobody handed down to them."""
+    directory = store.make_container(str(tmp_path / "root"), "c1")
+    os.chmod(directory.path, 0o777)
+    given = handed_over(f"{parent}/c1")
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with pytest.raises(HostFailed, match="Permission denied"):
+                placement.make(given, directory)  # not a user's engine: a machine's
+            assert ctypes.CDLL(None).unshare(CLONE_NEWUSER) == 0
+            status = 0 if placement.make(given, directory) is None else 1
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not any(os.path.exists(one.mount + parent) for one in where)
