@@ -4,16 +4,16 @@
 Usage: build/venv/bin/python bench/pull_vm.py [--size MIB] [--samples N] [--memory MIB]
 
 Boots real VMs, one pod each, as CRI-O asks for them: the pod's first container boots the VM and runs
-nothing, so that the `create` of another one is the image and little else. Three VMs a sample: one that
-fetches from the registry itself (`cold`), one that fills the host's cache (`cache cold`), one that finds
-it filled (`cache warm`); in each the same image is created twice, the second time from what the sandbox
-has (`second`). The image is bench/pull.py's `tree`: many small files.
+nothing, so that the `create` of another one is the image and little else. In each the same image is created
+twice, the second time from what the sandbox has. The pods: one that fetches from the registry itself, one
+that fills the host's cache, one that finds it filled, and one that fetches itself and has its images in memory (vm.scratch = 0)
+instead of on its disk. The image is bench/pull.py's `tree`: many small files. Beside them, on
+the host's kernel, the same pull without a VM, which is the floor, and podman, the peer (pull.py).
 
-Seen under emulation, on two cores that eight others shared: 32 MiB cold in 11 and 18 s, through the cache
-in 19 and 22 s, second in 0.4 to 1.0 s; 64 MiB cold in 69 s, through the cache in 62 and 15 s. What that
-says is that the load decides: a comparison of the ways wants a quiet machine.
+`cpu` is the processor time of the VMM meanwhile (of the contender, without a VM): it says more than the
+seconds where others use the machine. docs/images.md has figures.
 
-Prints a table of medians, and as its last line one JSON object. Needs root, docker-registry, skopeo
+Prints a table of medians, and as its last line one JSON object. Needs root, docker-registry, skopeo, podman
 and an installed sealrun.
 """
 
@@ -27,7 +27,9 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import pull
 import pull_images
 from memory import SECONDS, init_data, registry
 from memory import sealrun as run
@@ -37,6 +39,21 @@ POD = "bench-pull"
 SEALRUN = shutil.which("sealrun") or "/usr/local/bin/sealrun"
 
 sealrun = partial(run, Path(SEALRUN))
+
+
+class Taken(NamedTuple):
+    """Seconds of the clock, and of processors."""
+
+    seconds: float
+    cpu: float
+
+
+PODS = {
+    "cold": {"io.sealrun.image.transport": "registry"},
+    "cache cold": {"io.sealrun.image.transport": "cache"},
+    "cache warm": {"io.sealrun.image.transport": "cache"},
+    "cold, in memory": {"io.sealrun.image.transport": "registry", "io.sealrun.scratch": "0"},
+}
 
 
 def bundle(directory: Path, name: str, annotations: dict[str, str], pod: int = 0) -> Path:
@@ -66,14 +83,22 @@ def _is_program(name: str) -> bool:
     return os.path.isfile(name) and os.access(name, os.X_OK)
 
 
-def one_pod(directory: Path, reference: str, transport: str, memory: int) -> tuple[float, float]:
-    """Seconds that the first and the second container's `create` took."""
+def processor_seconds(directory: Path) -> float:
+    """Of the only VMM."""
+    (file,) = directory.glob("*/pod:*/processes")
+    (pid,) = (line.split()[1] for line in file.read_text().splitlines() if line.startswith("vmm "))
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def one_pod(directory: Path, reference: str, memory: int, more: dict[str, str]) -> list[Taken]:
+    """What the `create` of the first and of the second container took."""
     common = {
         "io.sealrun.init-data": init_data(reference),
         "io.sealrun.memory": str(memory),
         "io.sealrun.image": reference,
-        "io.sealrun.image.transport": transport,
         f"{CRIO}SandboxID": POD,
+        **more,
     }
     members = ("one", "two")
     taken = []
@@ -85,22 +110,27 @@ def one_pod(directory: Path, reference: str, transport: str, memory: int) -> tup
         marks = common | {f"{CRIO}ContainerType": "container"}
         for name in members:
             path = bundle(directory, name, marks, pod)
-            started = time.monotonic()
+            started, before = time.monotonic(), processor_seconds(directory)
             sealrun(directory, "create", "--bundle", str(path), name)
-            taken.append(time.monotonic() - started)
+            used = processor_seconds(directory) - before
+            taken.append(Taken(time.monotonic() - started, used))
     finally:
         for name in (*members, POD):
             sealrun(directory, "delete", "--force", name)
-    return taken[0], taken[1]
+    return taken
 
 
-def sample(directory: Path, reference: str, memory: int) -> dict[str, float]:
-    """The seconds of one turn, from an empty cache."""
+def sample(directory: Path, reference: str, memory: int) -> dict[str, Taken]:
+    """One turn, from an empty cache."""
     sealrun(directory, "cache", "prune", "--size", "0")
     found = {}
-    for name, transport in (("cold", "registry"), ("cache cold", "cache"), ("cache warm", "cache")):
-        first, second = one_pod(directory, reference, transport, memory)
+    for name, more in PODS.items():
+        first, second = one_pod(directory, reference, memory, more)
         found |= {name: first, f"second after {name}": second}
+    image = pull.Image("tree", reference, None, zstd=False)
+    for name, contender in (("no VM: sealrun", pull.ours), ("no VM: podman", pull.podman)):
+        with pull.target(directory) as target:
+            found[name] = Taken(*contender(image, target)[:2])
     return found
 
 
@@ -114,15 +144,29 @@ def main() -> None:
         directory = Path(name)
         layout = directory / "layout"
         pull_images.make("tree", layout, options.size * pull_images.MIB, "gzip")
+        print(f"# {pull_images.facts(layout)}", flush=True)
         with registry(directory) as address:
             reference = f"{address}/bench/tree:1"
             copy = ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:latest"]
             subprocess.run([*copy, f"docker://{reference}"], check=True, timeout=SECONDS)
             samples = [sample(directory, reference, options.memory) for _ in range(options.samples)]
-    medians = {key: statistics.median(one[key] for one in samples) for key in samples[0]}
-    for key, seconds in medians.items():
-        print(f"{key:<26}{seconds:>8.2f} s")
-    print(json.dumps({"size_mib": options.size, **{k: round(v, 2) for k, v in medians.items()}}))
+    medians = {
+        key: Taken(
+            *(
+                statistics.median(column)
+                for column in zip(*(one[key] for one in samples), strict=True)
+            )
+        )
+        for key in samples[0]
+    }
+    print(f"{'':<30}{'s':>8}{'cpu s':>8}")
+    for key, taken in medians.items():
+        print(f"{key:<30}{taken.seconds:>8.2f}{taken.cpu:>8.2f}")
+    rounded = {
+        key: {"s": round(taken.seconds, 2), "cpu": round(taken.cpu, 2)}
+        for key, taken in medians.items()
+    }
+    print(json.dumps({"size_mib": options.size, **rounded}))
 
 
 if __name__ == "__main__":

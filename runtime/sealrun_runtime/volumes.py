@@ -29,6 +29,7 @@ from sealrun_runtime.oci_config import IdMapping
 ANNOTATION: Final = "io.sealrun.ephemeral-volumes"
 
 _KUBELET: Final = re.compile(r"/.*/pods/[^/]+/volumes/kubernetes\.io~empty-dir/[^/]+")
+_SUBPATH: Final = re.compile(r"(/.*/pods/[^/]+)/volume-subpaths/([^/]+)/[^/]+/[0-9]+")
 _PODMAN: Final = re.compile(r"/.*/volumes/[^/]+/_data")
 _ANONYMOUS: Final = re.compile(r"/.*/volumes/[0-9a-f]{64}/_data")
 _CONTAINERD: Final = re.compile(
@@ -47,9 +48,14 @@ def find(container: ContainerSpec, image: str, *, alone: bool) -> dict[int, Volu
     found = {}
     for index in sharing.plan(container, image).shared:
         path = os.path.normpath(sharing.source_of(container, index))
-        if _place(container.mounts[index].destination) in named or (
-            image and _is_engines(path) and _is_empty(path)
-        ):
+        chosen = _place(container.mounts[index].destination) in named
+        if image and not chosen and _is_part_of_emptydir(path):
+            # Containers that have all of it have it in the guest.
+            raise InvalidRequest(
+                f"$.mounts[{index}]: a subPath of an emptyDir is not supported: {path}",
+                remedy="mount the whole volume, and let the container use a directory in it",
+            )
+        if chosen or (image and _is_engines(path) and _is_empty(path)):
             found[index] = _volume(container, index, path)
     return found
 
@@ -83,6 +89,13 @@ def _place(destination: str) -> str:
 def _is_engines(path: str) -> bool:
     kinds = (_KUBELET, _ANONYMOUS, _CONTAINERD, _SECRETS)
     return any(kind.fullmatch(path) for kind in kinds)
+
+
+def _is_part_of_emptydir(path: str) -> bool:
+    found = _SUBPATH.fullmatch(path)
+    return found is not None and os.path.isdir(
+        f"{found[1]}/volumes/kubernetes.io~empty-dir/{found[2]}"
+    )
 
 
 def _is_empty(path: str) -> bool:

@@ -104,6 +104,16 @@ def test_a_place_that_is_none_is_an_error_but_in_a_pod(tmp_path: Path) -> None:
     assert set(volumes.find(given, IMAGE, alone=False)) == {0}
 
 
+def test_a_part_of_an_emptydir_is_refused_and_of_others_shared(tmp_path: Path) -> None:
+    made(tmp_path, KUBELET)
+    for volume in ("cache", "other"):
+        made(tmp_path, f"kubelet/pods/0f-1/volume-subpaths/{volume}/app/0")
+    parts = tmp_path / "kubelet/pods/0f-1/volume-subpaths"
+    with pytest.raises(InvalidRequest, match="a subPath of an emptyDir is not supported"):
+        volumes.find(container((parts / "cache/app/0", "/data")), IMAGE, alone=False)
+    assert volumes.find(container((parts / "other/app/0", "/data")), IMAGE, alone=False) == {}
+
+
 def test_a_file_is_no_volume(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     annotation = {volumes.ANNOTATION: "/data"}
