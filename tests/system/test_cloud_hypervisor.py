@@ -95,8 +95,7 @@ def in_a_machine(directory: Path, kernels: str, choice: str) -> str:
     options = "-v -p no:cacheprovider --color=no --basetemp=/run/pytest -o faulthandler_timeout=120"
     command = f"{sys.executable} -I -m pytest {options} {choice} {__file__}"
     path = os.pathsep.join([os.path.dirname(BINARY), os.environ["PATH"]])
-    machine = OuterMachine(directory, CACHE, kernels, steady=kernels != "auto")
-    return machine.run(command, ROOT, path, OUTER_SECONDS)
+    return OuterMachine(directory, CACHE, kernels).run(command, ROOT, path, OUTER_SECONDS)
 
 
 # --- with KVM ------------------------------------------------------------------------------------
