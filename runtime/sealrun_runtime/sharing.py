@@ -116,6 +116,13 @@ def planned(handover: "Handover") -> Plan:
 def check(container: ContainerSpec, given: Plan, host: "Host | None") -> None:
     """host: what the tenant allows; None where no tenant says anything. The guest decides; what it
     would refuse is refused before a VM boots. Raises InvalidRequest."""
+    for index, mount in enumerate(container.mounts):
+        if mount.type == "overlay":
+            raise InvalidRequest(
+                f"$.mounts[{index}]: an overlay of the host's directories at {mount.destination} is not "
+                "supported",
+                remedy="share a directory (--volume without O), or let the guest pull the image",
+            )
     if len(given.names) > limits.SHARES:
         raise InvalidRequest(f"$.mounts: more than {limits.SHARES} are directories of the host")
     for index in given.shared:
@@ -233,7 +240,8 @@ def _is_the_image_s(container: ContainerSpec, mount: Mount) -> bool:
     under a root that is read-only (Podman), or for any user (CRI-O): the guest has the image itself."""
     directory, _, name = mount.source.rpartition("/")
     # GRAPHROOT/DRIVER-containers/ID/userdata is the bundle, RUNROOT/DRIVER-containers/ID/userdata is like it.
-    own = directory.split("/")[-3:] == container.bundle.split("/")[-3:]
+    place = container.bundle.split("/")[-3:]
+    own = directory.split("/")[-3:] == place and place[-1] == "userdata"
     return own and mount.destination in _IMAGE_S and mount.destination == f"/etc/{name}"
 
 

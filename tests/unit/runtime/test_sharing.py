@@ -73,6 +73,16 @@ def test_an_engine_s_users_are_not_put_over_those_of_the_image(root: str) -> Non
     )
     assert sharing.plan(given, "registry.test/app:1").shared == (2, 3, 4)
     assert sharing.plan(given, "").shared == (0, 1, 2, 3, 4)
+    plain = container(bind("/b/passwd", "/etc/passwd"))
+    assert sharing.plan(plain, "registry.test/app:1").shared == (0,), "a bundle of one's own"
+
+
+def test_an_overlay_is_refused_before_a_vm_boots() -> None:
+    """`--volume DIRECTORY:/data:O`, `--mount type=image`."""
+    given = container(Mount(destination="/data", type="overlay", source="overlay"))
+    with pytest.raises(InvalidRequest, match=r"\$\.mounts\[0\]: an overlay .* at /data") as caught:
+        sharing.check(given, sharing.plan(given, "registry.test/app:1"), None)
+    assert "--volume without O" in caught.value.remedy
 
 
 def test_what_the_tenant_does_not_allow_is_refused_at_once() -> None:
