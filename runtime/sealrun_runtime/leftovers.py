@@ -206,9 +206,9 @@ def _has_ended(process: int) -> bool:
     pid = int(info.partition(b"\nPid:")[2].split(b"\n", 1)[0])  # -1: it was reaped
     try:
         posix.readlink(f"/proc/{pid}/cwd")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter of one that is reaped meanwhile
         return True
-    except PermissionError:  # what the kernel says, too, of one that is reaped while it looks
+    except PermissionError:  # of such a one, too: the next look tells
         return False
     return False
 

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,22 @@ def test_a_parent_that_other_containers_are_in_stays(
     assert not ours.exists()
     assert others.exists()
     assert not os.path.exists(directory.path)
+
+
+def test_processes_that_are_reaped_while_they_are_looked_at() -> None:
+    """Whatever the kernel says of them at that moment (ENOENT, of one in a thousand ESRCH) is no error."""
+    for _ in range(200):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        process = os.pidfd_open(child)
+        reaper = threading.Thread(target=os.waitpid, args=(child, 0))
+        reaper.start()
+        while not leftovers._has_ended(process):
+            pass
+        reaper.join()
+        assert leftovers._has_ended(process)
+        os.close(process)
 
 
 def test_a_process_that_cannot_be_looked_at_has_not_ended() -> None:
