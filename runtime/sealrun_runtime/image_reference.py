@@ -18,13 +18,13 @@ Where nobody names an image that a guest could pull (a plain bundle, `podman run
 that was built here), the root file system is the bundle's directory, if operator (`image.source`) and
 tenant allow that (`choose`).
 
-**Annotations of images are not obeyed.** Podman before 5 and CRI-O copy the annotations of an image's
+**Annotations of images are not obeyed.** Podman before 5 copies the annotations of an image's
 manifest into config.json, where they look like the user's. Whoever writes an image could then name
 another image, a key broker, or sizes, and thereby what this host's relay connects to. So where
-their storage is found, an annotation that we act upon and that stands in the image's manifest
-with the same value is an error, and so is one where the manifest is not there to be compared with
-(`refuse_annotations_of_image`). containerd, which keeps no such storage, passes on those of the pod
-that its settings name, or of the command line.
+its storage is found, which is CRI-O's too, an annotation that we act upon and that stands in the
+image's manifest with the same value is an error, and so is one where the manifest is not there to be
+compared with (`refuse_annotations_of_image`). Engines that keep no such storage do not copy annotations:
+containerd passes on those of the pod that its settings name, or of the command line.
 """
 
 import hashlib
@@ -55,6 +55,8 @@ _REFERENCE_CHARACTERS: Final = 512
 _BUNDLE: Final = re.compile(
     r"(?P<root>/.+)/(?P<driver>[a-z0-9]+)-containers/(?P<id>[^/]+)/userdata"
 )
+# CRI-O's bundle is below the run root, with the same path from there on.
+_ROOTFS: Final = re.compile(r"(?P<root>/.+)/overlay/[^/]+/merged")
 _DIGEST: Final = re.compile(r".+@sha256:[0-9a-f]{64}")
 # Of the image that an image stands for (stub.py): OCI image specification, annotations.md.
 BASE_NAME: Final = "org.opencontainers.image.base.name"
@@ -225,16 +227,20 @@ def refuse_annotations_of_image(container: ContainerSpec, stored: StoredImage | 
 
 
 def stored_image(container: ContainerSpec) -> StoredImage | None:
-    """What Podman's storage knows about the container's image; None where it is no Podman container,
+    """What Podman's or CRI-O's storage knows about the container's image; None where it is none of theirs,
     or has no image (`podman run --rootfs`). Raises InvalidRequest where the storage is not as known."""
     match = _BUNDLE.fullmatch(container.bundle)
     if not match:
         return None
-    root, driver, container_id = match["root"], match["driver"], match["id"]
-    containers: list[_Container] = []
-    for name in ("containers.json", "volatile-containers.json"):
-        containers += _load(f"{root}/{driver}-containers/{name}", list[_Container])
-    entry = next((one for one in containers if one.id == container_id), None)
+    driver, container_id = match["driver"], match["id"]
+    graph = _ROOTFS.fullmatch(container.rootfs)
+    for root in dict.fromkeys((match["root"], graph["root"] if graph else match["root"])):
+        containers: list[_Container] = []
+        for name in ("containers.json", "volatile-containers.json"):
+            containers += _load(f"{root}/{driver}-containers/{name}", list[_Container])
+        entry = next((one for one in containers if one.id == container_id), None)
+        if entry is not None:
+            break
     if entry is None or not entry.image:
         return None
     metadata = (

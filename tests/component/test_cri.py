@@ -204,6 +204,17 @@ def test_a_program_that_is_missing(pod: cri.Pod) -> None:
         assert code != 0 and re.search(code_or_error, out + err), (code, out, err)
 
 
+def test_a_probe_that_takes_too_long(pod: cri.Pod) -> None:
+    """The engine kills what it sees of it on the host; the program has to end, too."""
+    container = pod.run("a", *SHELL, SERVICE)
+    container.expect("up\n")
+    with contextlib.suppress(cri.Refused):
+        code, _, _ = container.run("/bin/sleep", "4712", seconds=2)
+        assert code != 0
+    wait_until(lambda: "sleep 4712" not in container.run("/bin/busybox", "ps")[1])
+    assert container.status.state == cri.RUNNING
+
+
 @pytest.mark.parametrize("order", ["members first", "the pod first", "the pod alone"])
 def test_removal_in_any_order(pod: cri.Pod, order: str) -> None:
     members = [pod.run(name, *SHELL, SERVICE) for name in ("a", "b")]

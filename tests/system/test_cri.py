@@ -63,6 +63,14 @@ def stub(engine: Engine, reference: str) -> None:
     assert (done.returncode, done.stdout) == (0, f"{reference}\n"), done.stderr
 
 
+def pull(engine: Engine, client: cri.Cri, reference: str) -> None:
+    """As the kubelet has it done, layers and all. (To CRI-O's registries this one would have to be made known.)"""
+    if engine.is_containerd:
+        client("PullImage", image={"image": reference})
+    else:
+        engine.fetch(reference)
+
+
 def test_a_pod_in_a_real_vm(
     engine: Engine,
     client: cri.Cri,
@@ -106,6 +114,9 @@ def test_a_pod_in_a_real_vm(
     client("UpdateContainerResources", container_id=web.id, linux={**limits, "cpu_shares": 512})
     assert web.run("/bin/cat", "/sys/fs/cgroup/memory.max")[1] == f"{64 << 20}\n"
     assert web.stream(*SHELL, "read line; echo $line; exit 4", stdin=b"in\n")[:2] == (4, "in\n")
+    pull(engine, client, reference)
+    whole = pod.run("whole", "/bin/cat", "/secret")
+    assert whole.wait_for(cri.EXITED).exit_code == 0
     web.stop(1)
     assert web.wait_for(cri.EXITED).exit_code == 137
     pod.stop()

@@ -237,6 +237,29 @@ def in_storage(storage: Path, container_id: str = "") -> ContainerSpec:
     return container(bundle=f"{storage}/overlay-containers/{container_id}/userdata")
 
 
+def test_crio_s_bundle_is_elsewhere_than_its_storage(tmp_path: Path) -> None:
+    """Its bundle is below the run root; the root file system's path leads to the images."""
+    graph, container_id, image_id = tmp_path / "graph", "1" * 64, "2" * 64
+    for directory in ("overlay-containers", f"overlay-images/{image_id}"):
+        (graph / directory).mkdir(parents=True)
+    entry = {"id": container_id, "image": image_id}
+    entry["metadata"] = json.dumps({"image-name": "r.test/a:1"})
+    (graph / "overlay-containers/volatile-containers.json").write_text(json.dumps([entry]))
+    images = [{"id": image_id, "names": ["r.test/a:1"]}]
+    (graph / "overlay-images/images.json").write_text(json.dumps(images))
+    evil = manifest(GZIP, annotations={"io.sealrun.image": "evil.test/a:1"})
+    (graph / "overlay-images" / image_id / "manifest").write_bytes(evil)
+    made = container(
+        {"io.sealrun.image": "evil.test/a:1"},
+        bundle=f"{tmp_path}/run/overlay-containers/{container_id}/userdata",
+        rootfs=f"{graph}/overlay/{'3' * 64}/merged",
+    )
+    stored = image_reference.stored_image(made)
+    assert stored == StoredImage("r.test/a:1", ("r.test/a:1",), evil)
+    with pytest.raises(InvalidRequest, match="the image itself sets the annotation"):
+        refuse_annotations_of_image(made, stored)
+
+
 def test_podmans_storage(storage: Path) -> None:
     stored = image_reference.stored_image(in_storage(storage))
     assert stored is not None
