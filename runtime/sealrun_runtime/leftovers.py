@@ -10,7 +10,7 @@ On the hot path (delete): C modules only.
 import posix
 import time
 from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
-from errno import ENOTEMPTY
+from errno import EINVAL, ENOTEMPTY
 from select import POLLIN, poll
 
 from sealrun_runtime.errors import HostError, NotFound, cause
@@ -161,6 +161,11 @@ def _living(directory: Directory) -> list[tuple[int, str]]:
         try:
             process = posix.pidfd_open(pid)
         except (ProcessLookupError, ValueError):
+            continue
+        except OSError as error:
+            # Linux before 6.9, of one that is gone and whose session or group still has members.
+            if error.errno != EINVAL:
+                raise
             continue
         if started and start_time(pid) == started:
             found.append((process, fields[0]))
