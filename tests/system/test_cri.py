@@ -71,6 +71,29 @@ def pull(engine: Engine, client: cri.Cri, reference: str) -> None:
         engine.fetch(reference)
 
 
+def test_an_encrypted_image(
+    engine: Engine,
+    client: cri.Cri,
+    workload: workloads.Workload,
+    sealed_annotations: workloads.Annotations,
+) -> None:
+    """The host cannot even store it, and need not: the guest attests, gets the key and decrypts it.
+
+    Before the next test, in which containerd unpacks the same layer, plain: it would find that."""
+    reference = f"{workload.registry.address}/test/encrypted:1"
+    if engine.is_containerd:  # to CRI-O's registries this one would have to be made known
+        with pytest.raises(cri.Refused, match=r"failed to (extract layer|unpack)"):
+            client("PullImage", image={"image": reference})
+    stub(engine, reference)
+    document = {"io.sealrun.init-data": sealed_annotations["io.sealrun.init-data"]}
+    pod = engine.pod(client, "sealrun", document, reference)
+    pod.up()
+    job = pod.run("job", "/bin/cat", "/secret")
+    assert job.wait_for(cri.EXITED).exit_code == 0
+    wanted = workloads.SECRET.decode()
+    assert job.lines() == [("stdout", wanted)]
+
+
 def test_a_pod_in_a_real_vm(
     engine: Engine,
     client: cri.Cri,
@@ -121,27 +144,6 @@ def test_a_pod_in_a_real_vm(
     assert web.wait_for(cri.EXITED).exit_code == 137
     pod.stop()
     assert pod.status.state == cri.NOT_READY
-
-
-def test_an_encrypted_image(
-    engine: Engine,
-    client: cri.Cri,
-    workload: workloads.Workload,
-    sealed_annotations: workloads.Annotations,
-) -> None:
-    """The host cannot even store it, and need not: the guest attests, gets the key and decrypts it."""
-    reference = f"{workload.registry.address}/test/encrypted:1"
-    if engine.is_containerd:  # to CRI-O's registries this one would have to be made known
-        with pytest.raises(cri.Refused, match=r"failed to (extract layer|unpack)"):
-            client("PullImage", image={"image": reference})
-    stub(engine, reference)
-    document = {"io.sealrun.init-data": sealed_annotations["io.sealrun.init-data"]}
-    pod = engine.pod(client, "sealrun", document, reference)
-    pod.up()
-    job = pod.run("job", "/bin/cat", "/secret")
-    assert job.wait_for(cri.EXITED).exit_code == 0
-    wanted = workloads.SECRET.decode()
-    assert job.lines() == [("stdout", wanted)]
 
 
 def answer(address: str) -> bytes:
