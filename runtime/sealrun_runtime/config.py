@@ -134,9 +134,10 @@ def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
-    except FileNotFoundError:
-        return {}
     except OSError as error:
+        # A link that leads nowhere is no file that was left away: somebody's settings do not hold.
+        if isinstance(error, FileNotFoundError) and not os.path.islink(path):
+            return {}
         raise ConfigError(f"cannot read {path}: {cause(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         text = str(error)

@@ -108,6 +108,13 @@ def test_what_is_no_toml(tmp_path: Path, text: str) -> None:
         config.resolve([str(path)], {})
 
 
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    assert config.resolve([str(tmp_path / "none.toml")], {})
+    (tmp_path / "a.toml").symlink_to(tmp_path / "gone.toml")
+    with pytest.raises(ConfigError, match=r"cannot read .*/a\.toml: it does not exist"):
+        config.resolve([str(tmp_path / "a.toml")], {})
+
+
 @pytest.mark.parametrize("value", ["", "0", "-1", "1e3", "many", "99999999999", "٣"])
 def test_annotations_have_the_bounds_of_their_setting(value: str) -> None:
     with pytest.raises(InvalidRequest, match=r"annotation io\.sealrun\.memory: "):
