@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import hypervisor_cases, netns, oci
+from fixtures import hypervisor_cases, netns, oci, tpm
 from fixtures import workload as workloads
 from fixtures.outer_machine import OuterMachine
 from sealrun_vmm import assets, cmdline, kvm
@@ -55,6 +55,7 @@ BINARY = shutil.which("cloud-hypervisor")
 KVM_OBSTACLE = kvm.obstacle()
 ROOT = Path(__file__).parents[2]
 OUTER_SECONDS = 1200
+TPM_SECONDS = 0.1  # that the emulator has for each answer
 CACHE = "/var/cache/sealrun/guest-image"  # install.sh filled it
 
 pytestmark = [
@@ -224,6 +225,17 @@ def _wait(holds: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
+def self_test_seconds(state: Path) -> float:
+    """How long the emulator takes for what Linux asks of a TPM first, TPM2_SelfTest of what was not
+    tested yet."""
+    state.mkdir()
+    with tpm.emulated(state) as transact:
+        began = time.monotonic()
+        answer = transact(bytes.fromhex("80010000000b0000014300"))
+        assert answer[6:] == bytes(4)
+        return time.monotonic() - began
+
+
 def test_its_tpm_is_the_guests(
     operator_settings: Callable[[str], None], runtime: oci.Runtime, make, tmp_path: Path
 ) -> None:
@@ -235,8 +247,10 @@ def test_its_tpm_is_the_guests(
     )
     bundle = make("cat /sys/class/tpm/tpm0/pcr-sha256/8; echo end; sleep 1000")
     created = runtime.create(bundle, "c1")
-    if "Startup TPM" in created.stderr and "WouldBlock" in created.stderr:
-        pytest.skip("Cloud Hypervisor waits 100 ms for the emulator, and this machine is slower")
+    if not created.ok and (seconds := self_test_seconds(tmp_path / "own")) > TPM_SECONDS / 2:
+        # The shortest while of this machine's; that of the VM's had to share it with the VM.
+        text = f"Cloud Hypervisor waits {TPM_SECONDS} s for an answer, and a self-test takes {seconds:.2f} s here"
+        pytest.skip(f"{text}: {created.stderr.strip()}")
     assert created.ok, created.stderr
     assert runtime("start", "c1").ok
     output = bundle / "stdout"
