@@ -24,6 +24,7 @@ from sealrun_runtime import namespaces
 pytestmark = [pytest.mark.vm, pytest.mark.podman, pytest.mark.registry, pytest.mark.root]
 
 ONE, TWO, APART = "sealrun-test-one", "sealrun-test-two", "sealrun-test-apart"
+LAN = "sealrun-test-lan"
 NETWORKS = {
     ONE: ("--ipv6", "--subnet", "10.147.1.0/24", "--subnet", "fd00:147:1::/64"),
     TWO: ("--subnet", "10.147.2.0/24", "--opt", "mtu=1400"),
@@ -204,6 +205,36 @@ def test_containers_meet_as_their_networks_say(
     _wait_for(podman, client, "busybox ip link show eth1 2>&1", "can't find device")
     assert "10.147.2." not in podman("exec", client, "cat", "/etc/resolv.conf").stdout.decode()
     assert _fetch(podman, client, "http://www/") == "served", "the first network is untouched"
+
+
+def test_a_container_on_the_lan(
+    podman: podmans.Podman, annotations: workloads.Annotations, oracle_image: None
+) -> None:
+    """An interface on top of one of the host's: its neighbours on the wire reach it, as under runc."""
+    said = {}
+    with netns.empty() as lan:
+        netns.run(*f"ip link add parent type veth peer name far netns {lan.name}".split())
+        netns.run(*"ip link set parent up".split())
+        lan("ip link set far up; ip address add 10.147.4.1/24 dev far")
+        options = ("--driver", "macvlan", "--opt", "parent=parent", "--subnet", "10.147.4.0/24")
+        netns.run("podman", "network", "create", *options, LAN)
+        try:
+            for runtime, image in (("runc", ORACLE), ("sealrun", podmans.STUB)):
+                driver = podmans.Podman(podman.directory, runtime)
+                podman.cidfiles = driver.cidfiles
+                given = annotations if runtime == "sealrun" else {}
+                network = ("--network", f"{LAN}:ip=10.147.4.77", *LIMITS)
+                container = driver.start(["sh", "-c", SERVE], given, *network, image=image)
+                told = driver("exec", container, "sh", "-c", "busybox ip route; busybox id")
+                assert told.status == 0, told.stderr
+                said[runtime] = told.stdout
+                assert lan("busybox wget -q -O - http://10.147.4.77/") == "served\n"
+                driver("rm", "--force", "--time", "0", container)
+        finally:
+            podman.clean()
+            netns.run("podman", "network", "rm", "--force", LAN)
+            netns.run(*"ip link delete parent".split())
+    assert said["sealrun"] == said["runc"]
 
 
 @pytest.mark.parametrize("victim", ["vmm", "shim"])
