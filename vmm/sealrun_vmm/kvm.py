@@ -7,11 +7,13 @@ does not boot, and they show neither vmx nor svm.
 import fcntl
 import os
 import re
+from typing import Final
 
 from sealrun_vmm.spec import Accelerator
 
 _KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 _API_VERSION = 12
+JOIN: Final = "add the user to the group kvm and log in again"
 _FLAG = re.compile(r"^flags\s*:.*\b(?:vmx|svm)\b", re.M)
 
 
@@ -33,6 +35,15 @@ def obstacle(device: str = "/dev/kvm", cpuinfo: str = "/proc/cpuinfo") -> str | 
         if not _FLAG.search(stream.read()):
             return "the CPU shows neither vmx nor svm"
     return None
+
+
+def denied(device: str = "/dev/kvm") -> bool:
+    """Whether there is a KVM that is not this user's to open: a matter of groups (`JOIN`)."""
+    try:
+        os.stat(device)
+    except OSError:
+        return False
+    return not os.access(device, os.R_OK | os.W_OK, effective_ids=True)
 
 
 def choose_accelerator() -> Accelerator:

@@ -94,7 +94,8 @@ def _guest_image(directory: str) -> str:
 def _kvm() -> str:
     obstacle = kvm.obstacle()
     if obstacle is not None:
-        remedy = "switch virtualization on in the machine's setup; without it VMs are emulated"
+        remedy = kvm.JOIN if kvm.denied() else "switch virtualization on in the machine's setup"
+        remedy += "; without it VMs are emulated"
         raise HostUnfit(f"cannot use KVM: {obstacle}", remedy=remedy)
     return "usable"
 

@@ -39,7 +39,8 @@ class CloudHypervisorDriver:
         binary = program.find(self._binary)
         config.vm_config(spec)
         if (cause := self._kvm_obstacle()) is not None:
-            raise HostUnfit(f"cannot use KVM: {cause}", remedy=program.USE_QEMU)
+            remedy = f"{kvm.JOIN}, or {program.USE_QEMU}" if kvm.denied() else program.USE_QEMU
+            raise HostUnfit(f"cannot use KVM: {cause}", remedy=remedy)
         program.require(program.identify(binary), confidential.FEATURES[spec.tee])
         if spec.landlock and (cause := landlock.obstacle()) is not None:
             raise HostUnfit(

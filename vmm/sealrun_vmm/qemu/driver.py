@@ -28,10 +28,9 @@ class QemuDriver:
         if spec.accelerator is Accelerator.KVM:
             obstacle = kvm.obstacle()
             if obstacle is not None:
-                raise HostUnfit(
-                    f"cannot use KVM: {obstacle}",
-                    remedy="set vm.accelerator to auto or tcg in sealrun.toml",
-                )
+                emulate = "set vm.accelerator to auto or tcg in sealrun.toml"
+                remedy = f"{kvm.JOIN}, or {emulate}" if kvm.denied() else emulate
+                raise HostUnfit(f"cannot use KVM: {obstacle}", remedy=remedy)
         guest.check(spec)
 
     async def launch(
