@@ -140,7 +140,8 @@ def _is_left_out(index: int, mount: Mount, sources: Sources) -> bool:
     if given or mount.type != "bind":
         return False
     version_1 = mount.source == mount.destination == _OF_VERSION_1
-    return version_1 or mount.destination in _IMAGE_S
+    engine_s = mount.destination in _IMAGE_S and mount.source not in _KERNEL_S_DEVICES
+    return version_1 or engine_s
 
 
 def _for_own_users(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
