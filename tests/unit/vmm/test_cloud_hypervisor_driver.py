@@ -2,20 +2,17 @@
 every way a launch fails and a VM ends, with its reason, in time, and with nothing left behind."""
 
 import asyncio
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import queue
 import signal
-import struct
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from fixtures.simulated_hypervisor import BUSY, SIMULATOR, running, send, stop
+from fixtures.simulated_hypervisor import BUSY, SIMULATOR, running, send, stop, tap
 from sealrun_runtime import namespaces
 from sealrun_vmm import kvm
 from sealrun_vmm.cloud_hypervisor import landlock
@@ -400,20 +397,3 @@ def test_no_kernel_and_too_little_memory(spec: VmSpec) -> None:
     loose = dataclasses.replace(spec, landlock=False)
     assert "guest's kernel /nowhere" in str(refused(dataclasses.replace(loose, kernel="/nowhere")))
     assert "MiB" in str(refused(dataclasses.replace(loose, memory_mib=64)))
-
-
-@contextlib.contextmanager
-def tap():
-    """An open tap device that nobody else knows."""
-    if not os.access("/dev/net/tun", os.W_OK):
-        pytest.skip("needs /dev/net/tun")
-    descriptor = os.open("/dev/net/tun", os.O_RDWR)
-    try:
-        # TUNSETIFF with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, linux/if_tun.h
-        try:
-            fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH22x", b"", 0x5002))
-        except PermissionError:
-            pytest.skip("needs the right to make a tap device")
-        yield descriptor
-    finally:
-        os.close(descriptor)
