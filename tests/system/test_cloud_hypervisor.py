@@ -31,12 +31,19 @@ from system.test_block_devices import (  # noqa: F401 - they are collected here
     test_a_pods_vm_gets_it_while_it_runs,
 )
 from system.test_lifecycle import (  # noqa: F401 - they are collected here
+    test_a_bad_id_is_refused,
+    test_a_malformed_config_is_an_error_before_anything_starts,
+    test_a_missing_bundle_is_named,
     test_a_missing_program_is_named,
     test_a_paused_container_stands_still,
+    test_a_program_that_is_not_executable_is_named,
     test_a_whole_life,
+    test_an_unknown_container,
+    test_death_by_signal_is_128_plus_n,
     test_delete_force_of_a_created_and_of_a_running_container,
     test_kill_ends_a_program_by_name_and_number,
     test_limits_are_changed_while_it_runs,
+    test_list_and_features,
     test_programs_are_executed_in_a_running_container,
     test_run_passes_stdio_and_the_exit_code,
     wait_for_output,
@@ -190,6 +197,26 @@ def test_the_state_names_it(runtime: oci.Runtime, make) -> None:
     state = runtime.state("c1")
     assert state is not None
     assert state["annotations"]["io.sealrun.vmm"] == "cloud-hypervisor/kvm"
+
+
+def test_a_volume_is_live_in_both_directions(
+    runtime: oci.Runtime, rootfs: Path, workload: workloads.Workload, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/given").write_text("of the host\n")
+    allowed = workloads.open_annotations(
+        workload.plain,
+        workload.registry.address,
+        '[host]\ninsecure_shared_directories = ["/data"]',
+    )
+    script = "cat /data/given; echo of the guest >/data/made; sleep 1000"
+    bundle = oci.bundle(tmp_path / "bundle", rootfs, script, allowed)
+    volume = {"destination": "/data", "type": "bind", "source": str(tmp_path / "data")}
+    mounts = [*oci.read(bundle)["mounts"], volume | {"options": ["rbind", "rw"]}]
+    runtime.run(oci.edit(bundle, {"mounts": mounts}))
+    wait_for_output(bundle / "stdout", b"of the host\n")
+    made = tmp_path / "data/made"
+    _wait(lambda: made.exists() and made.read_text() == "of the guest\n")
 
 
 def test_it_has_the_networks_of_its_namespace_and_follows_them(runtime: oci.Runtime, make) -> None:
