@@ -98,6 +98,8 @@ def _or_max(limit: int) -> str:
 class Cgroup:
     """The sandbox's directories, one in each hierarchy."""
 
+    waits = False
+
     def __init__(
         self,
         directory: Directory,

@@ -32,7 +32,7 @@ from sealrun_runtime.shim.errors import (
     wire_text,
 )
 from sealrun_runtime.shim.executions import SIGKILL, Executions
-from sealrun_runtime.shim.group import Group
+from sealrun_runtime.shim.group import Group, carry_out
 from sealrun_runtime.shim.log import guest as log_guest
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.shim.process import KILLED, Descriptors, Process
@@ -187,7 +187,8 @@ class Member:
         self._progress = progress
         try:
             process = self._container.process = self._process(pid, given)
-            await asyncio.to_thread(self._join_cgroup, pid)
+            if self.cgroup is not None:
+                await carry_out(self.cgroup, partial(self._join_cgroup, pid))
             digest = await self._prepare(process, given, progress)
             self._container.expect(Status.CREATING)
             self._container.created(digest)
@@ -278,7 +279,7 @@ class Member:
             return
         vm = placement.vm_limits(self.handover, limits)
         try:
-            await asyncio.to_thread(self.cgroup.limit, vm)
+            await carry_out(self.cgroup, partial(self.cgroup.limit, vm))
         except OSError as error:
             raise HostFailed(f"cannot limit the VM: {error.strerror}") from error
 

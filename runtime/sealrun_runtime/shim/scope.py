@@ -27,6 +27,8 @@ class Scope:
     """Raises OSError, as Cgroup does; systemd's errors are ones, too. All of it blocks, for milliseconds
     where systemd is well."""
 
+    waits = True
+
     def __init__(
         self,
         directory: Directory,

@@ -142,7 +142,7 @@ def test_what_has_no_effect_is_said_in_the_log(world: World) -> None:
     assert done.returncode == 0
     words = [json.loads(line)["msg"] for line in world.log.read_text().splitlines()]
     assert words == [
-        "$.cpu.cpus is left out: the numbers are those of the host's CPUs",
+        "$.cpu.cpus is left out: the numbers are the host's: on cgroup v2 it holds the VM to them",
         "$.memory.swap is left out: the guest has no swap",
         "$.selinuxLabel is left out: the guest has no SELinux",
     ]
