@@ -207,6 +207,38 @@ def test_containers_meet_as_their_networks_say(
     assert _fetch(podman, client, "http://www/") == "served", "the first network is untouched"
 
 
+def test_a_guest_that_lies_about_itself_is_a_container_that_does(
+    podman: podmans.Podman, annotations: workloads.Annotations, oracle_image: None
+) -> None:
+    """Another's IP address, told to everybody by ARP, and another's MAC address: a bridge without rules of
+    its own believes both, of a VM no more than of a container of runc's with the same rights."""
+    rights = ("--network", ONE, "--cap-add", "NET_RAW,NET_ADMIN", *LIMITS)
+    template = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.MacAddress}}{{end}}"
+    told = {}
+    for runtime, image in (("runc", ORACLE), ("sealrun", podmans.STUB)):
+        oracle = podmans.Podman(podman.directory, "runc")
+        driver = podmans.Podman(podman.directory, runtime)
+        oracle.cidfiles = driver.cidfiles = podman.cidfiles
+        victim = oracle.start(["sh", "-c", SERVE], {}, "--network", ONE, *LIMITS, image=ORACLE)
+        given = annotations if runtime == "sealrun" else {}
+        liar = driver.start(["sh", "-c", WAIT], given, *rights, image=image)
+        ip, mac = driver.inspect(victim, template).split()
+        own = driver.inspect(liar, template).split()[1]
+        assert b"served" in _ask((ip, 80))
+        script = f"busybox ip address add {ip}/32 dev eth0; busybox arping -U -c 3 -s {ip} {ip}; echo done"
+        _wait_for(driver, liar, script, "done")
+        believed = netns.run("ip", "neighbour", "show", ip).split()
+        told[runtime] = [believed[believed.index("lladdr") + 1] == own]
+        script = f"busybox ip link set eth0 address {mac} && busybox arping -c 1 -I eth0 10.147.1.1; echo done"
+        _wait_for(driver, liar, script, "done")
+        ports = [line for line in netns.run("bridge", "fdb").splitlines() if line.startswith(mac)]
+        told[runtime].append(len(ports))
+        for one in (liar, victim):
+            driver("rm", "--force", "--time", "0", one)
+    assert told["sealrun"] == told["runc"]
+    assert told["runc"][0], "the lie was told"
+
+
 def test_a_container_on_the_lan(
     podman: podmans.Podman, annotations: workloads.Annotations, oracle_image: None
 ) -> None:

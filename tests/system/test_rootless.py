@@ -123,6 +123,28 @@ def test_a_network_of_theirs(
         assert podman("network", "rm", "sealrun-test").status == 0
 
 
+def test_a_pod_of_theirs(
+    user: rootless.User, podman: podmans.Podman, busybox_annotations: workloads.Annotations
+) -> None:
+    """Two containers in one VM, whose port is published at the pod."""
+    port = free_port()
+    publish = ("--network", "slirp4netns", "--publish", f"127.0.0.1:{port}:8080")
+    made = podman("pod", "create", "--name", "sealrun-test", *publish)
+    assert made.status == 0, made.stderr
+    try:
+        inside = ("--pod", "sealrun-test")
+        web = podman.start(["/bin/sh", "-c", SERVE], busybox_annotations, *inside)
+        wait_for_log(podman, web, b"ready\n")
+        assert ask(port).startswith(b"root:x:0:0:")
+        script = ["/bin/busybox", "wget", "-qO-", "http://127.0.0.1:8080/passwd"]
+        ended = podman.run(script, busybox_annotations, *inside)
+        assert ended.status == 0, ended.stderr
+        assert ended.stdout.startswith(b"root:x:0:0:")
+        assert len([pid for pid in user.processes() if "qemu" in command(pid)]) == 1
+    finally:
+        podman("pod", "rm", "--force", "--time", "0", "sealrun-test")
+
+
 @pytest.mark.virtiofsd
 @pytest.mark.parametrize("runtime", ["runc", "sealrun"])
 def test_a_root_and_a_volume_of_theirs(
