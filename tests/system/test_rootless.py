@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -182,6 +183,23 @@ def test_what_is_not_theirs(user: rootless.User, podman: podmans.Podman) -> None
     ended = podman("run", "--rm", "--network", "none", "--rootfs", str(hidden), "/bin/true")
     assert ended.status != 0
     assert "permission denied" in ended.stderr.lower()
+
+
+def kvm_is_the_groups() -> bool:
+    """Whether this host's /dev/kvm is closed to those who are not in its group."""
+    return os.path.exists("/dev/kvm") and os.stat("/dev/kvm").st_mode & 0o006 != 0o006
+
+
+@pytest.mark.skipif(not kvm_is_the_groups(), reason="/dev/kvm is missing, or everybody's")
+def test_a_user_hears_which_group_kvm_wants(user: rootless.User) -> None:
+    """By the one command that they would ask."""
+    check = subprocess.run([*user.prefix, "sealrun", "check"], capture_output=True, timeout=120)
+    (kvm,) = (line for line in check.stdout.decode().splitlines() if "  KVM: " in line)
+    assert kvm == (
+        "no  KVM: cannot use KVM: /dev/kvm: Permission denied; "
+        "add the user to the group kvm and log in again; without it VMs are emulated"
+    )
+    assert "with tcg" in check.stdout.decode().splitlines()[-1]
 
 
 def test_the_users_own_list(user: rootless.User) -> None:
