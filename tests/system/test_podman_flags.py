@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from fixtures import beside, traces
+from fixtures import podman as podmans
 from fixtures import workload as workloads
 from fixtures.beside import Side
-from fixtures.podman import STATE_ROOT
 
 pytestmark = [pytest.mark.vm, pytest.mark.podman, pytest.mark.registry, pytest.mark.root]
 
@@ -102,6 +102,22 @@ def test_what_a_container_is_by_its_flags(side: Side, secret: None, tmp_path: Pa
     assert dict(line.partition("=")[::2] for line in lines) == SEEN
 
 
+def test_without_a_control_group(
+    busybox_annotations: workloads.Annotations, tmp_path: Path, stub_image: None
+) -> None:
+    """Of the engine's: everything stays in the caller's. The guest has its own, with the limits."""
+    podman = podmans.Podman(tmp_path)
+    options = ("--cgroups", "disabled")
+    container = podman.start(["/bin/sleep", "1000"], busybox_annotations, *options)
+    try:
+        there = traces.of(container, podmans.STATE_ROOT)
+        assert any(one.startswith("process ") for one in there)
+        assert not [one for one in there if one.startswith("cgroup ")]
+        assert podman("exec", container, "/bin/sh", "-c", "exit 7").status == 7
+    finally:
+        podman.clean()
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
@@ -120,4 +136,4 @@ def test_what_is_refused_and_no_vm_boots(side: Side, flags: tuple[str, ...], tex
     assert text in ended.error
     assert len(ended.stderr.strip().splitlines()) == 1
     for container in side.podman.ids():
-        traces.wait_until_gone(container, STATE_ROOT)
+        traces.wait_until_gone(container, podmans.STATE_ROOT)

@@ -5,7 +5,9 @@ orders, is the subject of component/test_pods.py.
 """
 
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,3 +167,24 @@ def test_buildah_run(tmp_path: Path) -> None:
         assert built.status == 0, built.stderr
     finally:
         podmans.remove_image(tag)
+
+
+@pytest.mark.parametrize("victim", ["shim", "vmm"])
+def test_a_pod_whose_process_is_killed(
+    pod: podmans.Podman, busybox_annotations: workloads.Annotations, victim: str
+) -> None:
+    """Its containers are in the VM, and end with it; the pod can be removed, and nothing of it is left."""
+    assert pod("pod", "create", "--name", POD, "--network", "none").status == 0
+    for name in ("a", "b"):
+        member(pod, name, f"echo {name}; {FOREVER}", busybox_annotations)
+        wait_for_log(pod, name, f"{name}\n")
+    (processes,) = podmans.STATE_ROOT.glob("pod:*/processes")
+    (pid,) = (
+        int(line.split()[1])
+        for line in processes.read_text().splitlines()
+        if line.split()[0] == victim
+    )
+    os.kill(pid, signal.SIGKILL)
+    for name in ("a", "b"):
+        ended = pod("wait", f"{POD}-{name}")
+        assert ended.stdout.decode().strip() == "137", ended.stderr
