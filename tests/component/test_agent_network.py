@@ -2,6 +2,7 @@
 interfaces stand for the VM's devices. What is looked at is the kernel's own word and real packets."""
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ ROUTES = (
     ),
     Route(interface="eth0", destination=bytes(16), prefix=0, gateway=ip("fd00::1")),
 )
+
+
+def test_neighbours_hear_of_an_address_that_has_another_owner_now(inside: Inside) -> None:
+    """Where the engine wants that (netavark does): a container that comes after another one with its address
+    would not be reached for a minute."""
+    far = inside.plug(DEVICE)
+    inside.far(
+        f"ip address add 10.1.1.1/24 dev {far};"
+        f"ip neighbour add 10.1.1.2 lladdr 02:00:00:00:00:77 nud stale dev {far}"
+    )
+    time.sleep(1.1)  # that an entry is younger than this is a reason to keep it (locktime)
+    inside.done(interface(addresses=(FOUR,), settings={"ipv4/arp_notify": 1}))
+    deadline = time.monotonic() + 10
+    while DEVICE.hex(":") not in inside.far("ip neighbour show 10.1.1.2"):
+        assert time.monotonic() < deadline, inside.far("ip neighbour")
+        time.sleep(0.1)
 
 
 def test_an_interface_becomes_what_the_engines_was(inside: Inside) -> None:

@@ -71,6 +71,8 @@ class Setup:
                 self._make_link(interface)
                 was = None
             self._make_addresses(interface, was.addresses if was else ())
+            if was is None:
+                self._bring_up(interface)
         self._make_routes(before.routes, network.routes, kept)
         for neighbour in network.neighbours:
             if neighbour.interface not in kept or neighbour not in before.neighbours:
@@ -134,7 +136,7 @@ class Setup:
 
     def _make_link(self, interface: Interface) -> None:
         index = self._indexes[interface.device]
-        with _told(f"set interface {interface.name} up"):
+        with _told(f"set up interface {interface.name}"):
             self._netlink.set_link(index, changed=LinkFlag.UP)
             self._netlink.set_link(
                 index,
@@ -143,7 +145,12 @@ class Setup:
             )
             for setting, value in interface.settings.items():
                 self._set(interface.name, setting, value)
-            arp = LinkFlag(0) if interface.arp else LinkFlag.NO_ARP
+
+    def _bring_up(self, interface: Interface) -> None:
+        """When it has its addresses: what it tells its neighbours then (arp_notify) is about those."""
+        index = self._indexes[interface.device]
+        arp = LinkFlag(0) if interface.arp else LinkFlag.NO_ARP
+        with _told(f"set interface {interface.name} up"):
             self._netlink.set_link(
                 index, flags=LinkFlag.UP | arp, changed=LinkFlag.UP | LinkFlag.NO_ARP
             )
