@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fixtures import containers
 from fixtures.shim import Shim, alive, running, terminate, wait
 from sealrun_runtime import config, handover, leftovers, store
-from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.shim import placement
 from sealrun_runtime.shim.cgroup import Cgroup, Hierarchy, hierarchies
 from sealrun_runtime.shim.errors import HostFailed
@@ -48,18 +48,7 @@ def created(tmp_path: Path, path: str) -> Iterator[Shim]:
 
 def handed_over(cgroups_path: str) -> handover.Handover:
     """What a shim starts from, of which this is all that counts here."""
-    container = ContainerSpec(
-        bundle="/bundle",
-        oci_version="1.0.2",
-        rootfs="/bundle/rootfs",
-        args=("/program",),
-        terminal=False,
-        hostname="",
-        mounts=(),
-        annotations={},
-        namespaces=(),
-        cgroups_path=cgroups_path,
-    )
+    container = containers.spec(cgroups_path=cgroups_path)
     settings = config.build(config.resolve([], {}))
     return handover.Handover(
         id="c1",

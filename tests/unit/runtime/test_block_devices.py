@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fixtures import containers
 from sealrun_protocol.init_data import Host
 from sealrun_runtime import block_devices, namespaces
 from sealrun_runtime.bundle import ContainerSpec
@@ -26,20 +27,10 @@ def container(
     document = {"devices": devices, "resources": {"devices": rules}}
     linux = msgspec.convert(document, Linux)
     given: dict[str, Any] = {
-        "bundle": "/b",
-        "oci_version": "1.0.2",
-        "rootfs": "/b/rootfs",
-        "args": ("/program",),
-        "terminal": False,
-        "hostname": "",
-        "mounts": (),
-        "annotations": {},
-        "namespaces": (),
-        "cgroups_path": "",
         "block_devices": block_devices.named(linux),
         "privileged": block_devices.allows_everything(linux),
     }
-    return ContainerSpec(**given | members)
+    return containers.spec(**given | members)
 
 
 @pytest.fixture

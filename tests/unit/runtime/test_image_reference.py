@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import containers
 from sealrun_runtime import image_reference
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import InvalidRequest
@@ -26,17 +27,8 @@ CRIO = "io.kubernetes.cri-o."
 def container(
     annotations: dict[str, str] | None = None, bundle: str = "/bundle", rootfs: str = "/rootfs"
 ) -> ContainerSpec:
-    return ContainerSpec(
-        bundle=bundle,
-        oci_version="1.0.2",
-        rootfs=rootfs,
-        args=("sh",),
-        terminal=False,
-        hostname="",
-        mounts=(),
-        annotations=annotations or {},
-        namespaces=(),
-        cgroups_path="",
+    return containers.spec(
+        bundle=bundle, rootfs=rootfs, args=("sh",), annotations=annotations or {}
     )
 
 

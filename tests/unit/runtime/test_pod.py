@@ -1,7 +1,7 @@
 """What engines' annotations make of a container: a pod's infra container, a member, or neither."""
 
 import pytest
-from fixtures import pods
+from fixtures import containers, pods
 from sealrun_runtime import pod
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import InvalidRequest
@@ -19,17 +19,8 @@ def spec(
     namespaces: tuple[Namespace, ...] = (),
     **annotations: str,
 ) -> ContainerSpec:
-    return ContainerSpec(
-        bundle="/bundle",
-        oci_version="1.0.2",
-        rootfs="/bundle/rootfs",
-        args=args,
-        terminal=False,
-        hostname="",
-        mounts=(),
-        annotations=annotations,
-        namespaces=namespaces,
-        cgroups_path=cgroup,
+    return containers.spec(
+        args=args, annotations=annotations, namespaces=namespaces, cgroups_path=cgroup
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import containers
 from sealrun_protocol.init_data import Host
 from sealrun_runtime import namespaces, sharing
 from sealrun_runtime.bundle import ContainerSpec
@@ -14,19 +15,8 @@ from sealrun_runtime.oci_config import IdMapping, Mount
 
 
 def container(*mounts: Mount, bundle: Path = Path("/b"), **members: Any) -> ContainerSpec:
-    given: dict[str, Any] = {
-        "bundle": str(bundle),
-        "oci_version": "1.0.2",
-        "rootfs": str(bundle / "rootfs"),
-        "args": ("/program",),
-        "terminal": False,
-        "hostname": "",
-        "mounts": mounts,
-        "annotations": {},
-        "namespaces": (),
-        "cgroups_path": "",
-    }
-    return ContainerSpec(**given | members)
+    given = {"bundle": str(bundle), "rootfs": str(bundle / "rootfs"), "mounts": mounts}
+    return containers.spec(**given | members)
 
 
 def bind(source: object, destination: str = "/data", *options: str) -> Mount:

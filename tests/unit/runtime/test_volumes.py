@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import containers
 from sealrun_protocol.volume import Volume
 from sealrun_runtime import namespaces, sharing, volumes
 from sealrun_runtime.bundle import ContainerSpec
@@ -20,22 +21,11 @@ CONTAINERD = f"io.containerd.grpc.v1.cri/containers/{'a' * 64}/volumes/{'b' * 64
 
 
 def container(*mounts: tuple[Path, str], **members: Any) -> ContainerSpec:
-    given: dict[str, Any] = {
-        "bundle": "/b",
-        "oci_version": "1.0.2",
-        "rootfs": "/b/rootfs",
-        "args": ("/program",),
-        "terminal": False,
-        "hostname": "",
-        "mounts": tuple(
-            Mount(destination=place, source=str(source), type="bind", options=("rbind",))
-            for source, place in mounts
-        ),
-        "annotations": {},
-        "namespaces": (),
-        "cgroups_path": "",
-    }
-    return ContainerSpec(**given | members)
+    binds = tuple(
+        Mount(destination=place, source=str(source), type="bind", options=("rbind",))
+        for source, place in mounts
+    )
+    return containers.spec(**{"mounts": binds} | members)
 
 
 def made(parent: Path, name: str) -> Path:

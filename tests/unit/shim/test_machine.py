@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from sealrun_runtime.bundle import ContainerSpec
+from fixtures import containers
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.settings import Config, VmSettings
@@ -19,18 +19,7 @@ IMAGE = GuestImage(
 )
 HANDOVER = Handover(
     id="c1",
-    container=ContainerSpec(
-        bundle="/b",
-        oci_version="1.0.2",
-        rootfs="/b/rootfs",
-        args=("/program",),
-        terminal=False,
-        hostname="",
-        mounts=(),
-        annotations={},
-        namespaces=(),
-        cgroups_path="",
-    ),
+    container=containers.spec(),
     image="registry.test/app:1",
     image_source="test",
     init_data=b"",

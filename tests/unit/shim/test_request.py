@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fixtures import containers
 from sealrun_protocol import limits
 from sealrun_protocol.messages import File
 from sealrun_runtime.bundle import ContainerSpec
@@ -16,18 +17,7 @@ from sealrun_runtime.shim.errors import HostFailed
 
 
 def container(*mounts: Mount) -> ContainerSpec:
-    return ContainerSpec(
-        bundle="/bundle",
-        oci_version="1.0.2",
-        rootfs="/bundle/rootfs",
-        args=("/program",),
-        terminal=False,
-        hostname="",
-        mounts=mounts,
-        annotations={},
-        namespaces=(),
-        cgroups_path="",
-    )
+    return containers.spec(mounts=mounts)
 
 
 def bind(source: Path, destination: str = "/etc/hosts") -> Mount:
