@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.agent import Host, agent, config
+from fixtures.agent import Host, config
 from fixtures.shim import Shim, running, wait
 from sealrun_protocol import limits, messages
 from sealrun_protocol.errors import ErrorCode
@@ -111,13 +111,6 @@ def test_a_guest_that_does_not_take_it_does_no_harm(
 
 
 # --- the guest ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with agent(tmp_path) as one:
-        one.configure()
-        yield one
 
 
 @pytest.fixture

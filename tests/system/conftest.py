@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import oci
+from fixtures import beside, oci
 from fixtures import podman as podmans
 from fixtures import registry as registries
 from fixtures import workload as workloads
+from fixtures.beside import Side
 from fixtures.broker import RunningBroker, running_broker
 
 OPERATOR_SETTINGS = Path("/etc/sealrun/sealrun.toml.d/50-tests.toml")
@@ -80,6 +81,19 @@ def podman(tmp_path: Path, stub_image: None) -> Iterator[podmans.Podman]:
     driver = podmans.Podman(tmp_path)
     yield driver
     driver.clean()
+
+
+@pytest.fixture(scope="module", params=beside.RUNTIMES)
+def side(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    busybox_annotations: workloads.Annotations,
+    stub_image: None,
+) -> Iterator[Side]:
+    """Podman with crun, and with sealrun."""
+    directory = tmp_path_factory.mktemp(request.param)
+    with beside.podman(request.param, directory, busybox_annotations) as one:
+        yield one
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,7 +5,6 @@ Its program is the host's own Python, from a volume: the image has none.
 
 import json
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,11 +58,6 @@ json.dump(
 )
 """
 SYS_ADMIN = 1 << 21
-
-
-@pytest.fixture
-def podman(tmp_path: Path, stub_image: None) -> podmans.Podman:
-    return podmans.Podman(tmp_path)
 
 
 def test_a_container_with_all_rights_reaches_nothing_of_the_host(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import beside, traces
 from fixtures import podman as podmans
+from fixtures import traces
 from fixtures import workload as workloads
 from fixtures.beside import Side
 
@@ -72,18 +72,6 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="module", params=beside.RUNTIMES)
-def side(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    busybox_annotations: workloads.Annotations,
-    stub_image: None,
-) -> Iterator[Side]:
-    directory = tmp_path_factory.mktemp(request.param)
-    with beside.podman(request.param, directory, busybox_annotations) as one:
-        yield one
-
-
 @pytest.fixture(scope="module")
 def secret() -> Iterator[None]:
     """In Podman's store, under SECRET."""
@@ -103,19 +91,15 @@ def test_what_a_container_is_by_its_flags(side: Side, secret: None, tmp_path: Pa
 
 
 def test_without_a_control_group(
-    busybox_annotations: workloads.Annotations, tmp_path: Path, stub_image: None
+    podman: podmans.Podman, busybox_annotations: workloads.Annotations
 ) -> None:
     """Of the engine's: everything stays in the caller's. The guest has its own, with the limits."""
-    podman = podmans.Podman(tmp_path)
     options = ("--cgroups", "disabled")
     container = podman.start(["/bin/sleep", "1000"], busybox_annotations, *options)
-    try:
-        there = traces.of(container, podmans.STATE_ROOT)
-        assert any(one.startswith("process ") for one in there)
-        assert not [one for one in there if one.startswith("cgroup ")]
-        assert podman("exec", container, "/bin/sh", "-c", "exit 7").status == 7
-    finally:
-        podman.clean()
+    there = traces.of(container, podmans.STATE_ROOT)
+    assert any(one.startswith("process ") for one in there)
+    assert not [one for one in there if one.startswith("cgroup ")]
+    assert podman("exec", container, "/bin/sh", "-c", "exit 7").status == 7
 
 
 @pytest.mark.parametrize(

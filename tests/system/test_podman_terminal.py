@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fixtures import beside
-from fixtures import workload as workloads
 from fixtures.beside import Side
 from fixtures.terminal import Begin, Session, sessions
 
@@ -25,18 +23,6 @@ SHELL = ["/bin/sh"]
 FOLLOW = r"trap 'busybox stty size' WINCH; echo fol''lows; while :; do sleep 0.1; done"
 SLEEP = "echo sle''eps; exec sleep 1000"
 DETACH = b"\x10\x11"  # Ctrl-P, Ctrl-Q
-
-
-@pytest.fixture(scope="module", params=beside.RUNTIMES)
-def side(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    busybox_annotations: workloads.Annotations,
-    stub_image: None,
-) -> Iterator[Side]:
-    directory = tmp_path_factory.mktemp(request.param)
-    with beside.podman(request.param, directory, busybox_annotations) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

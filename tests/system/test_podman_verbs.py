@@ -5,12 +5,10 @@ import shlex
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import beside, oci, traces
-from fixtures import workload as workloads
+from fixtures import oci, traces
 from fixtures.beside import Side
 from fixtures.podman import STATE_ROOT
 
@@ -20,18 +18,6 @@ PROGRAM = (
     "trap 'echo bye; exit 3' TERM; trap 'echo usr1' USR1; echo started; while :; do sleep 0.1; done"
 )
 HEALTH = ("--health-cmd", "test ! -e /tmp/ill", "--health-interval", "disable")
-
-
-@pytest.fixture(scope="module", params=beside.RUNTIMES)
-def side(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    busybox_annotations: workloads.Annotations,
-    stub_image: None,
-) -> Iterator[Side]:
-    directory = tmp_path_factory.mktemp(request.param)
-    with beside.podman(request.param, directory, busybox_annotations) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
