@@ -74,7 +74,7 @@ class SandboxNamespaces:
 
     def _unshare(self, kind: str, shm_bytes: int) -> None:
         """Raises OSError, StartError."""
-        from sealrun_agent.image import syscall
+        from sealrun_agent import syscall
 
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         place = f"{self._directory}/{kind}"

@@ -23,10 +23,9 @@ from typing import Final
 
 from sealrun_protocol.errors import ErrorCode
 
-from sealrun_agent import device_mapper, disks
+from sealrun_agent import device_mapper, disks, syscall
 from sealrun_agent.device_mapper import SECTOR, Target
 from sealrun_agent.errors import PullError
-from sealrun_agent.image import syscall
 from sealrun_agent.processes import Processes
 
 BLOCK: Final = 4096  # bytes that are encrypted as one

@@ -20,8 +20,8 @@ from typing import Final
 from sealrun_protocol import share
 from sealrun_protocol.errors import ErrorCode
 
+from sealrun_agent import syscall
 from sealrun_agent.errors import StartError
-from sealrun_agent.image import syscall
 
 _BELIEF_SECONDS: Final = 1.5
 _POLL_SECONDS: Final = 0.05

@@ -17,9 +17,10 @@ from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.volume import Volume
 
+from sealrun_agent import syscall
 from sealrun_agent.container.spec import OwnVolume
 from sealrun_agent.errors import AgentError, StartError
-from sealrun_agent.image import space, syscall
+from sealrun_agent.image import space
 from sealrun_agent.image.copy_tree import copy_from
 from sealrun_agent.image.tree import remove_tree
 

@@ -4,9 +4,10 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fixtures.agent import Host, agent, config
+from fixtures.agent import Host, agent, config, process_config
 from sealrun_protocol import messages
 from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 
@@ -145,6 +146,41 @@ def test_a_start_that_was_sent_before_the_create_was_answered(host: Host) -> Non
     answer = host.answer(start)
     assert _failed(answer, ErrorCode.WRONG_STATE, Phase.RUN).endswith("it is being created")
     assert isinstance(host.answer(number), messages.Done)
+
+
+def _home(host: Host, uid: int, **changes: Any) -> str:
+    """What a container's first program of a user has, who is in no group."""
+    members = {"files": changes.pop("files", {})}
+    request = config("sh", "-c", "echo $HOME", user={"uid": uid, "gid": 0}, **changes)
+    host.output.clear()
+    assert host.run(config=request, **members) == 0
+    assert isinstance(host.delete(), messages.Done)
+    return bytes(host.output[STDOUT]).decode().removesuffix("\n")
+
+
+def test_every_user_has_a_home(host: Host) -> None:
+    assert _home(host, 0) == "/root"
+    assert _home(host, 1234) == "/"
+    assert _home(host, 1234, env=["PATH=/bin", "HOME=/data"]) == "/data"
+    brought = messages.File(content=b"somebody:x:1234:0::/home/somebody:/bin/sh\n")
+    over = {"destination": "/etc/passwd", "type": "bind", "source": "/x", "options": ["bind"]}
+    assert _home(host, 1234, mounts=[over], files={2: brought}) == "/home/somebody"
+
+
+def test_every_user_of_a_later_program_has_a_home(host: Host) -> None:
+    host.create("sleep", "1000", **NO_STDIO)
+    host.start()
+    for uid, home in ((0, b"/root"), (1234, b"/")):
+        host.output.clear()
+        request = process_config("sh", "-c", "echo $HOME", user={"uid": uid, "gid": 0})
+        assert host.run_in(config=request) == 0
+        assert host.output[14] == home + b"\n"
+    script = "echo somebody:x:1234:0::/home/somebody: >>/etc/passwd; echo $HOME"
+    assert host.run_in("sh", "-c", script) == 0
+    host.output.clear()
+    request = process_config("sh", "-c", "echo $HOME", user={"uid": 1234, "gid": 0})
+    assert host.run_in(config=request) == 0
+    assert host.output[14] == b"/home/somebody\n"
 
 
 def test_signals_reach_the_first_process(host: Host) -> None:

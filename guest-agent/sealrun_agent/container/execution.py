@@ -16,8 +16,8 @@ from sealrun_protocol import messages
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.container import process
-from sealrun_agent.container.cgroup import Cgroup
 from sealrun_agent.container.crun import Execution
+from sealrun_agent.container.home import with_home
 from sealrun_agent.container.sealed import opened_process
 from sealrun_agent.container.stdio import ConsoleSocket, Stdio
 from sealrun_agent.container.surroundings import DONE, Answer, Surroundings
@@ -36,11 +36,19 @@ class _Started(NamedTuple):
     master: int | None
 
 
+class Inside(NamedTuple):
+    """Of the container. oom_kills: so far. root: a path to its files as they are now; called by workers,
+    raises RunError."""
+
+    oom_kills: Callable[[], int]
+    root: Callable[[], str]
+
+
 class Executions:
     """All of one container, by the name that the host gave them."""
 
-    def __init__(self, here: Surroundings, container: str, cgroup: Cgroup) -> None:
-        self._here, self._container, self._cgroup = here, container, cgroup
+    def __init__(self, here: Surroundings, container: str, inside: Inside) -> None:
+        self._here, self._container, self._inside = here, container, inside
         self._running: dict[str, Executed] = {}
 
     def __len__(self) -> int:
@@ -57,7 +65,7 @@ class Executions:
         def gone() -> None:
             del self._running[name]
 
-        self._running[name] = Executed(self._here, request, answer, gone, self._cgroup.oom_kills)
+        self._running[name] = Executed(self._here, request, answer, gone, self._inside)
 
     def signal(self, name: str, number: int, answer: Answer) -> None:
         """Send a signal (Linux number) to one program."""
@@ -90,11 +98,11 @@ class Executed:
         request: messages.ExecProcess,
         answer: Answer,
         gone: Callable[[], None],
-        oom_kills: Callable[[], int],
+        inside: Inside,
     ) -> None:
-        """Begin. The request's stream ids are free to use. oom_kills: so far, in the container."""
+        """Begin. The request's stream ids are free to use."""
         self._here, self._request, self._answer, self._gone = here, request, answer, gone
-        self._oom_kills, self._oom_before = oom_kills, oom_kills()
+        self._inside, self._oom_before = inside, inside.oom_kills()
         self._child: Child | None = None
         self._over = False
         readable = may_read(here.tenant)
@@ -130,7 +138,8 @@ class Executed:
         with ExitStack() as always, ExitStack() as undo:
             always.callback(self._stdio.close_theirs)
             check_terminal(request.terminal, here.tenant)
-            program = opened_process(process.decode(request), here.unseal)
+            program = with_home(process.decode(request), self._inside.root())
+            program = opened_process(program, here.unseal)
             # Ids of requests are unique; a container's name does not begin with a dot.
             files = _write_files(f"{here.directory}/.exec/{request.id}", process.encode(program))
             always.callback(_remove_files, files)
@@ -186,7 +195,7 @@ class Executed:
                 container=self._request.container,
                 process=self._request.process,
                 code=code,
-                oom=self._oom_kills() > self._oom_before,
+                oom=self._inside.oom_kills() > self._oom_before,
             )
         )
         self._gone()

@@ -22,9 +22,9 @@ from typing import Final, NamedTuple
 from sealrun_protocol import messages, share
 from sealrun_protocol.errors import ErrorCode, Phase
 
-from sealrun_agent.container import bundle, spec
+from sealrun_agent.container import bundle, home, spec
 from sealrun_agent.container.cgroup import Cgroup
-from sealrun_agent.container.execution import Executions
+from sealrun_agent.container.execution import Executions, Inside
 from sealrun_agent.container.linux import accept_update
 from sealrun_agent.container.listing import list_processes
 from sealrun_agent.container.sealed import opened, remembering
@@ -94,7 +94,7 @@ class Container:
         self._cgroup = Cgroup.of(self._id)
         self._shares_pid = "pid" in request.joins
         self._oom = False
-        self.executions = Executions(here, self._id, self._cgroup)
+        self.executions = Executions(here, self._id, Inside(self._cgroup.oom_kills, self._root))
         readable = may_read(here.tenant)
         self._stdio = Stdio(
             here.streams, here.events, here.post, request, self._report_exit, readable=readable
@@ -252,7 +252,7 @@ class Container:
                 accepted = check_volumes(accepted, rootfs.program, here.tenant)
                 restricted = restrict(accepted.spec, rootfs.program, here.tenant)
                 accepted = accepted._replace(spec=restricted)
-            accepted = opened(accepted, here.unseal)
+            accepted = home.settle(opened(accepted, here.unseal), rootfs.path)
             self._progress(Phase.START, "creating the container", 0, 0)
             volumes = here.volumes.take(name, accepted.volumes, rootfs.path)
             undo.callback(here.volumes.give_up, name)
@@ -405,6 +405,10 @@ class Container:
             answer(self._wrong_state(verb))
         else:
             self._worker.submit(work, answer)
+
+    def _root(self) -> str:
+        """What its programs have as /. Worker. Raises RunError."""
+        return f"/proc/{self._existing().init.pid}/root"
 
     def _existing(self) -> _Made:
         """Worker. Raises RunError where it was deleted meanwhile."""

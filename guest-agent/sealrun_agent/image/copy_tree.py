@@ -10,7 +10,8 @@ import stat
 from contextlib import ExitStack
 from typing import Final
 
-from sealrun_agent.image import metadata, syscall
+from sealrun_agent import syscall
+from sealrun_agent.image import metadata
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _IN_ROOT: Final = syscall.RESOLVE_IN_ROOT | syscall.RESOLVE_NO_MAGICLINKS

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from sealrun_protocol.errors import ErrorCode
 
+from sealrun_agent import syscall
 from sealrun_agent.errors import AgentError, PullError, StartError
-from sealrun_agent.image import metadata, space, syscall
+from sealrun_agent.image import metadata, space
 from sealrun_agent.image.manifest import ImageConfig
 from sealrun_agent.image.tree import remove_tree
 

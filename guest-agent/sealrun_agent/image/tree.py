@@ -12,7 +12,7 @@ import stat
 from types import TracebackType
 from typing import Final
 
-from sealrun_agent.image import syscall
+from sealrun_agent import syscall
 
 _CACHED: Final = 32  # open parent directories
 KEPT_BYTES: Final = 100  # what a remembered name takes besides its own bytes
