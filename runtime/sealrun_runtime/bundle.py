@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import msgspec
+from sealrun_protocol import devices
 
 from sealrun_runtime import block_devices, spec_rules
 from sealrun_runtime.block_devices import BlockDevice
@@ -19,6 +20,7 @@ from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.host_limits import HostLimits
 from sealrun_runtime.oci_config import (
     JSON_LIMITS,
+    Device,
     Document,
     Hooks,
     IdMapping,
@@ -90,7 +92,8 @@ def read(bundle: str) -> tuple[ContainerSpec, bytes]:
     try:
         return parse(content, bundle), content
     except InvalidRequest as error:
-        raise InvalidRequest(f"cannot read {path}: {error.text}") from error
+        text = f"cannot read {path}: {error.text}"
+        raise InvalidRequest(text, remedy=error.remedy) from error
 
 
 def read_file(path: str) -> bytes:
@@ -193,8 +196,23 @@ def _check_linux(linux: Linux) -> None:
             )
         if namespace.type == "time":
             raise InvalidRequest(f"{where}.type: time namespaces are not supported")
-    devices = linux.devices or ()
-    _refuse_twice((os.path.normpath(one.path) for one in devices), "$.linux.devices", "device at")
+    given = linux.devices or ()
+    _refuse_twice((os.path.normpath(one.path) for one in given), "$.linux.devices", "device at")
+    if not block_devices.allows_everything(linux):
+        _check_character_devices(given)
+
+
+def _check_character_devices(given: Iterable[Device]) -> None:
+    """The guest would refuse them, too, but only once its VM has booted."""
+    for index, device in enumerate(given):
+        path, number = device.path, (device.major, device.minor)
+        has = devices.is_everybodys(*number) or devices.is_made_anyway(path, *number)
+        if device.type in ("c", "u") and not has:
+            raise InvalidRequest(
+                f"$.linux.devices[{index}]: {path}: a VM cannot have the character device "
+                f"{device.major}:{device.minor} of the host",
+                remedy=f"do without it: the VM's own are {devices.NAMES}, and block devices can be its disks",
+            )
 
 
 def _check_users(linux: Linux, process: Process) -> None:

@@ -1,5 +1,5 @@
 """The state root: ROOT/ID/ for each container, ROOT/pod:SANDBOX:TOKEN/ for each pod, readable by their
-owner only. A container that stands alone is a sandbox of its own, and has all of these files:
+owner only. One that somebody else owns or may write to is not trusted. A container that stands alone is a sandbox of its own, and has all of these files:
 
     state.json    the finished OCI state, replaced atomically: `create` writes the first ("creating"),
                   the shim all others. Members in this order: ociVersion, id, status, pid, bundle,
@@ -192,13 +192,33 @@ def open_pod(root: str, name: str) -> Directory:
 
 
 def _open(root: str, container: str) -> Directory:
+    path = f"{root}/{container}"
     flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC | posix.O_NOFOLLOW
     try:
-        return Directory(root, container, posix.open(f"{root}/{container}", flags))
+        descriptor = posix.open(path, flags)
     except FileNotFoundError:
         raise NotFound(container) from None
     except OSError as error:
-        raise HostError(f"cannot open {root}/{container}: {cause(error)}") from error
+        raise HostError(f"cannot open {path}: {cause(error)}") from error
+    try:
+        _check_ours(path, posix.fstat(descriptor))
+    except HostError:
+        posix.close(descriptor)
+        raise
+    return Directory(root, container, descriptor)
+
+
+def _check_ours(path: str, about: posix.stat_result) -> None:
+    """What lies in a directory says which processes to kill and whom to believe, so it has to be one in
+    which nobody else can have put anything. Raises HostError."""
+    if about.st_uid != posix.geteuid():
+        why, remedy = f"it belongs to user {about.st_uid}", "run as that user, or remove it"
+    elif about.st_mode & 0o022:
+        why = f"others may write there (mode {about.st_mode & 0o7777:04o})"
+        remedy = "remove it, or look at what it holds and take the right from them"
+    else:
+        return
+    raise HostError(f"cannot trust {path}: {why}", remedy=f"{remedy}; --root names another place")
 
 
 def make_container(root: str, container: str) -> Directory:
@@ -220,6 +240,7 @@ def _make(root: str, container: str) -> Directory:
     path = f"{root}/{container}"
     try:
         _make_root(root)
+        _check_ours(root, posix.stat(root))
         posix.mkdir(path, 0o700)
     except FileExistsError:
         raise InvalidRequest(f"container with id exists: {container}") from None

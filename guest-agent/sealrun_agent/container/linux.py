@@ -17,7 +17,7 @@ Left out because they describe the host and mean nothing in the VM: cpuset and N
 devices' limits, huge pages, RDMA, network classes, swap (the VM has none) and cgroup v1's kernel
 memory.
 
-Device nodes: those of `_DEVICES`, which every kernel has, anywhere below /dev; and block devices of the host for
+Device nodes: those that every kernel has (devices.py of the protocol), anywhere below /dev; and block devices of the host for
 which the host says that the VM has a disk, with that one's numbers (`place_disks`). In a privileged container
 (a device rule allows everything) an engine lists every device of the *host*: those are left out, since
 the VM does not have them. Any other device was asked for by name, and is refused.
@@ -31,6 +31,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
+from sealrun_protocol import devices as known
 from sealrun_protocol import limits
 
 from sealrun_agent.container.mounts import SANDBOX, check_absolute
@@ -54,9 +55,6 @@ _SHARED: Final = frozenset({"pid", "ipc", "uts"})
 _KNOWN_NAMESPACES: Final = frozenset({"pid", "ipc", "uts", "mount", "cgroup", "network", "user"})
 _IDS: Final = 0xFFFF_FFFF
 _EXTENTS: Final = 340  # of a map of ids: UID_GID_MAP_MAX_EXTENTS in the kernel
-_DEVICES: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)})
-"""null, zero, full, random, urandom, tty (Documentation/admin-guide/devices.txt in the kernel's sources)."""
-_CRUN_S_DEVICES: Final = {"/dev/console": (5, 1), "/dev/ptmx": (5, 2)}
 _ROOT_S: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 """What only its owner's id protects."""
 _PROPAGATION: Final = frozenset(
@@ -277,15 +275,15 @@ def _accept_devices(
     for index, device in enumerate(devices):
         path = f"linux.devices[{index}]"
         number = (device.major, device.minor)
-        fifo = device.type == "p"
+        fifo, character = device.type == "p", device.type in {"c", "u"}
         if index in disks:
             accepted.append(device)
-        elif fifo or (device.type in {"c", "u"} and number in _DEVICES):
+        elif fifo or (character and known.is_everybodys(*number)):
             check_absolute(f"{path}.path", device.path)
             if not device.path.startswith("/dev/"):
                 raise refused(f"{path}.path", f"{device.path!a} is not below /dev")
             accepted.append(device)
-        elif not privileged and _CRUN_S_DEVICES.get(device.path) != number:
+        elif not privileged and not known.is_made_anyway(device.path, *number):
             raise refused(path, f"{device.path}: devices of the host are not in the VM")
     return tuple(accepted)
 

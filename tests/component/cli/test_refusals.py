@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from fixtures.cli import World
@@ -94,6 +95,60 @@ def test_whose_the_terminal_is_has_to_be_clear(world: World) -> None:
     done = world("create", "-b", world.bundle(), "--console-socket", "/x", "c1")
     assert (done.returncode, done.stderr) == (1, f"sealrun: {refuse}\n")
     assert os.listdir(world.root) == []
+
+
+def test_a_device_that_a_vm_cannot_have(world: World) -> None:
+    kvm = {"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}
+    bundle = world.bundle(linux={"namespaces": [{"type": "network"}], "devices": [kvm]})
+    done = world("create", "-b", bundle, "c1")
+    text = (
+        f"cannot read {bundle}/config.json: $.linux.devices[0]: /dev/kvm: a VM cannot have the character "
+        "device 10:232 of the host; do without it: the VM's own are null, zero, full, random, urandom and "
+        "tty, and block devices can be its disks"
+    )
+    assert (done.returncode, done.stderr) == (1, f"sealrun: {text}\n")
+    assert not world.root.exists() or os.listdir(world.root) == []
+
+
+NOBODY = 65534
+
+
+def test_a_state_root_in_which_others_can_put_things(world: World) -> None:
+    """Of a directory that lies there a verb would believe which processes are the container's."""
+    for owner, mode, why in (
+        (NOBODY, 0o711, f"it belongs to user {NOBODY}; run as that user, or remove it"),
+        (0, 0o1777, "others may write there (mode 1777); remove it, or look at what it holds"),
+        (0, 0o731, "others may write there (mode 0731); remove it, or look at what it holds"),
+    ):
+        os.chown(world.root, owner, 0)
+        world.root.chmod(mode)
+        done = world("create", "-b", world.bundle(), "c1")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"sealrun: cannot trust {world.root}: {why}"), done.stderr
+        assert os.listdir(world.root) == []
+
+
+def test_a_container_s_directory_that_somebody_else_made(world: World) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as victim:
+        planted = world.root / "c1"
+        planted.mkdir(parents=True)
+        started = Path(f"/proc/{victim.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        (planted / "processes").write_text(f"vmm {victim.pid} {started}\n")
+        (planted / "state.json").write_text('{"status":"running","pid":1}')
+        for owner, mode, why in (
+            (NOBODY, 0o700, f"it belongs to user {NOBODY}"),
+            (0, 0o777, "others may write there (mode 0777)"),
+        ):
+            os.chown(planted, owner, owner)
+            planted.chmod(mode)
+            for words in (["state", "c1"], ["kill", "c1"], ["delete", "--force", "c1"], ["list"]):
+                done = world(*words)
+                assert (done.returncode, done.stdout) == (1, "")
+                assert done.stderr.startswith(f"sealrun: cannot trust {planted}: {why}")
+        assert victim.poll() is None
+        planted.chmod(0o700)
+        assert world("delete", "--force", "c1").returncode == 0
+        assert victim.wait(timeout=20) == -9  # what is its owner's is believed
 
 
 def test_an_id_that_is_taken(world: World) -> None:

@@ -133,6 +133,14 @@ def test_what_real_engines_write(name: str) -> None:
         ({"linux": {"rootfsPropagation": "loud"}}, "$.linux.rootfsPropagation: "),
         ({"linux": {"sysctl": {"a": 1}}}, "$.linux.sysctl[...]: expected `str`, got `int`"),
         (
+            {"linux": {"devices": [{"type": "c", "path": "/dev/kvm", "major": 10, "minor": 232}]}},
+            "$.linux.devices[0]: /dev/kvm: a VM cannot have the character device 10:232 of the host",
+        ),
+        (
+            {"linux": {"devices": [{"type": "u", "path": "/dev/null", "major": 8, "minor": 3}]}},
+            "$.linux.devices[0]: /dev/null: a VM cannot have the character device 8:3 of the host",
+        ),
+        (
             {"linux": {"uidMappings": [{"containerID": 0, "size": 1}]}},
             "$.linux.uidMappings[0]: object missing required field `hostID`",
         ),
@@ -142,6 +150,18 @@ def test_errors_name_the_json_path(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(document(**changes))
     assert caught.value.text.startswith(text)
+
+
+def test_devices_that_a_vm_has_of_its_own() -> None:
+    given = [
+        {"path": "/dev/mine", "type": "c", "major": 1, "minor": 5},
+        {"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2},
+        {"path": "/dev/pipe", "type": "p"},
+    ]
+    parse(document(linux={"devices": given}))
+    host_s = [{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]
+    everything = {"devices": [{"allow": True, "access": "rwm"}]}
+    parse(document(linux={"devices": host_s, "resources": everything}))  # left out in the guest
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000])
