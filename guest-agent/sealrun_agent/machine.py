@@ -16,7 +16,7 @@ from sealrun_agent.vault import Vault
 
 
 class Machine(NamedTuple):
-    """What the agent runs on, and does to it. set_clock: nanoseconds since 1970.
+    """What the agent runs on, and does to it. set_clock, follow_clock: see clock.py.
 
     tee: as in Hello. directory: private, for bundles and sockets. bind: has the TEE vouch for the
     init-data; raises AttestError where it is not what the VM was launched with. images: made once the
@@ -31,6 +31,7 @@ class Machine(NamedTuple):
     bind: Callable[[init_data.InitData], None]
     set_hostname: Callable[[str], None]
     set_clock: Callable[[int], None]
+    follow_clock: Callable[[int], None]
     images: Callable[[Policy, Processes], Images]
     shares: Shares
     evidence: Callable[[init_data.InitData, bytes], bytes]

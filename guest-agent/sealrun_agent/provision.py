@@ -4,10 +4,8 @@ Here the image room and the attestation room meet, which do not know each other:
 encrypted needs keys, keys need the tenant's broker, the broker wants evidence.
 """
 
-import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.init_data import InitData
 
-from sealrun_agent import boot, disks
+from sealrun_agent import boot, clock, disks
 from sealrun_agent.attestation import event_log
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order, Rootfs
@@ -47,7 +45,8 @@ def machine() -> Machine:
         directory=_DIRECTORY,
         bind=choice.bind,
         set_hostname=socket.sethostname,
-        set_clock=set_clock,
+        set_clock=clock.set_first,
+        follow_clock=clock.follow,
         images=lambda policy, processes: RegistryImages(policy, choice, partial(_store, processes)),
         shares=SharedTree(f"{_DIRECTORY}/host"),
         evidence=choice.evidence,
@@ -74,12 +73,6 @@ def _take_added() -> int:
     from sealrun_agent import growth  # seldom needed
 
     return growth.take()
-
-
-def set_clock(host_time: int) -> None:
-    """The host's time, but not before this file was built: a clock turned back would make expired
-    certificates valid again. host_time: nanoseconds since 1970."""
-    time.clock_settime_ns(time.CLOCK_REALTIME, max(host_time, os.stat(__file__).st_mtime_ns))
 
 
 class RegistryImages:

@@ -207,9 +207,10 @@ class Service:
                 self._container(name).read_statistics(answer)
             case messages.ResizeSandbox(cpus=cpus):
                 self._take(cpus, answer)
-            case messages.Ping():
+            case messages.Ping(time_ns=now):
                 assert self._here is not None
                 self._here.images.check_disk()
+                self._machine.follow_clock(now)
                 answer(DONE)
             case messages.Attest(nonce=nonce):
                 self._attest(nonce, answer)

@@ -37,10 +37,11 @@ Everything the host sends is untrusted in the guest, and the other way round; a 
 not decode, is too large, or comes in a wrong state ends the sandbox with `PROTOCOL_VIOLATION`.
 """
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
+from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.network import Network
 from sealrun_protocol.volume import Volume
@@ -225,7 +226,9 @@ class ResizeSandbox(Request, frozen=True, kw_only=True):
 
 class Ping(Request, frozen=True, kw_only=True):
     """Answered at once, by a guest that is alive: a VM that hangs keeps its connection. Failed where the scratch
-    disk has failed."""
+    disk has failed. `time_ns` is the host's wall clock, behind which the guest's does not stay."""
+
+    time_ns: Annotated[int, msgspec.Meta(ge=0, le=limits.CLOCK_NS)]
 
 
 class Attest(Request, frozen=True, kw_only=True):

@@ -80,13 +80,19 @@ def test_the_largest_message_is_taken(host: Host) -> None:
         messages.ListProcesses(id=1, container="c1"),
         messages.ReadStatistics(id=1, container="c1"),
         messages.ResizeSandbox(id=1, cpus=1),
-        messages.Ping(id=1),
+        messages.Ping(id=1, time_ns=1),
         messages.DeleteContainer(id=1, container="c1"),
     ],
 )
 def test_a_request_before_the_configuration(raw: Host, request_: messages.Request) -> None:
     raw.send(request_)
     assert _violated(raw) == "a request before ConfigureSandbox"
+
+
+@pytest.mark.parametrize("time_ns", [-1, limits.CLOCK_NS + 1, 1 << 63])
+def test_a_time_that_no_clock_takes(host: Host, time_ns: int) -> None:
+    host.ask(messages.Ping, time_ns=time_ns)
+    assert "at `$.time_ns`" in host.wait_end()
 
 
 @pytest.mark.parametrize("cpus", [0, -1, 4097, 1 << 40])

@@ -256,6 +256,7 @@ def main() -> None:
         bind=choice.bind if tpm else bind,
         set_hostname=socket.sethostname,
         set_clock=lambda _nanoseconds: None,
+        follow_clock=lambda _nanoseconds: None,
         images=BusyboxImages,
         shares=SharedTree(f"{DIRECTORY}/host", mount_shared),
         evidence=choice.evidence,

@@ -22,6 +22,7 @@ SILENCE = 6
 SETTINGS = (
     f"[vm]\ncpus = 1\nmemory = 512\nmax_cpus = 2\nmax_memory = 1280\nsilence_timeout = {SILENCE}\n"
 )
+FROZEN = 2.5  # seconds: more than the clocks may differ by, less than would count as hung
 BUSY = 30.0  # what a bound may be exceeded by on a loaded machine
 
 
@@ -51,6 +52,19 @@ def vmm(runtime: oci.Runtime) -> int:
     """The pid of the VMM."""
     lines = (runtime.root / "c1/processes").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("vmm "))
+
+
+def wait_for_its_clock(output: Path, behind: float) -> None:
+    """Until a line is less than `behind` seconds older than the moment that it is seen in; it has whole seconds."""
+    deadline = time.monotonic() + BUSY
+    seen = output.stat().st_size
+    while time.monotonic() < deadline:
+        lines = output.read_bytes()[seen:].split()
+        if lines and time.time() - int(lines[-1]) < behind:
+            return
+        seen += sum(len(line) + 1 for line in lines)
+        time.sleep(0.05)
+    raise AssertionError(f"after {BUSY} s the guest's clock still is {behind} s behind")
 
 
 def ended(runtime: oci.Runtime, seconds: float = 60) -> str:
@@ -133,8 +147,16 @@ def test_a_paused_container_whose_vmm_is_killed(runtime: oci.Runtime, make) -> N
     assert "ended with signal 9" in ended(runtime)
 
 
-def test_a_vm_that_hangs_is_ended(runtime: oci.Runtime, make) -> None:
-    runtime.run(make("sleep 1000"))
+def test_a_vm_that_was_frozen_catches_up_and_one_that_hangs_is_ended(
+    runtime: oci.Runtime, make
+) -> None:
+    output = runtime.run(make("while :; do date +%s; sleep 1; done"))
+    wait_for_output(output, b"\n")
+    pid = vmm(runtime)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(FROZEN)
+    os.kill(pid, signal.SIGCONT)
+    wait_for_its_clock(output, FROZEN)
     time.sleep(SILENCE + 1)
     assert runtime.state("c1")["status"] == "running", "one that answers is not"
     began = time.monotonic()

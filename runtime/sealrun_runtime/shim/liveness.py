@@ -5,6 +5,7 @@ asked at intervals, and one that says nothing for long enough is ended.
 """
 
 import asyncio
+import time
 from typing import Final, NoReturn
 
 from sealrun_protocol.messages import Ping
@@ -27,7 +28,7 @@ async def watch(agent: Agent, seconds: float) -> NoReturn:
     part = seconds / ROUNDS
     while True:
         await asyncio.sleep(part)
-        asking = asyncio.ensure_future(agent.request(lambda number: Ping(id=number), None))
+        asking = asyncio.ensure_future(agent.request(_ping, None))
         try:
             for _ in range(ROUNDS):
                 if (await asyncio.wait((asking,), timeout=part))[0]:
@@ -39,3 +40,7 @@ async def watch(agent: Agent, seconds: float) -> NoReturn:
         finally:
             asking.cancel()
         asking.result()
+
+
+def _ping(number: int) -> Ping:
+    return Ping(id=number, time_ns=time.time_ns())
