@@ -36,8 +36,8 @@ Installs sealrun, or removes it again. Needs Debian 12 on amd64.
   --tpm             also install what VMs with a TPM need (tee = "tpm" in sealrun.toml);
                     with --demo: the VMs of the demonstration have one
   --prefix DIR      where programs, packages and guest image go (default /usr/local)
-  --sysconfdir DIR  where drop-ins go: Podman's below containers/, CRI-O's where there is a crio/
-                    (default /etc, where they look)
+  --sysconfdir DIR  where drop-ins go: Podman's below containers/, CRI-O's where there is a crio/, that of
+                    containerd 2 where there is a containerd/conf.d/ (default /etc, where they look)
   --cache DIR       where downloads for the guest image are kept (default /var/cache/sealrun)
   --uninstall       remove what an installation with the same directories put there
   --help            this text
@@ -107,8 +107,9 @@ parse_arguments() {
     share=$prefix/share/sealrun
     dropin=$sysconfdir/containers/containers.conf.d/50-sealrun.conf
     crio_dropin=$sysconfdir/crio/crio.conf.d/50-sealrun.conf
+    containerd_dropin=$sysconfdir/containerd/conf.d/50-sealrun.toml
     log=/var/log/sealrun-install.log
-    readonly prefix sysconfdir cache action demo tpm lib share dropin crio_dropin log
+    readonly prefix sysconfdir cache action demo tpm lib share dropin crio_dropin containerd_dropin log
 }
 
 # --- machine ---------------------------------------------------------------------------------------
@@ -316,20 +317,25 @@ place() {
 
 with_prefix() { sed "s|/usr/local/bin/|$prefix/bin/|" "$here/config/$1"; }
 
-# CRI-O's drop-in goes where it looks, on a machine that has its directory. containerd before version 2 merges
-# no drop-in with its own settings, and a RuntimeClass is the cluster's: these are for the administrator to take.
+# CRI-O's drop-in goes where it looks, on a machine that has its directory, and so does that of containerd 2. containerd
+# before version 2 merges no drop-in with its own settings, and does not start with one of version 3; a RuntimeClass is the
+# cluster's: these are for the administrator to take.
 install_drop_ins() {
     with_prefix containers.conf.d/50-sealrun.conf | place "$dropin"
     local name
-    for name in containerd/sealrun.toml crio/50-sealrun.conf kubernetes/runtime-class.yaml; do
+    for name in containerd/{,50-}sealrun.toml crio/50-sealrun.conf kubernetes/runtime-class.yaml; do
         with_prefix "$name" | place "$share/$name"
     done
     if [[ -d $sysconfdir/crio ]]; then
         place "$crio_dropin" <"$share/crio/50-sealrun.conf"
         say "CRI-O knows it after a restart: handler sealrun-kata"
     fi
-    if [[ -d $sysconfdir/containerd ]]; then
-        say "for Kubernetes on containerd: append $share/containerd/sealrun.toml to $sysconfdir/containerd/config.toml"
+    if [[ -d ${containerd_dropin%/*} ]] && grep -Eqs '^ *version *= *[3-9]' "$sysconfdir/containerd/config.toml"; then
+        place "$containerd_dropin" <"$share/containerd/50-sealrun.toml"
+        say "containerd knows it after a restart, if its config.toml imports ${containerd_dropin%/*}/*.toml: handler sealrun-kata"
+    elif [[ -d $sysconfdir/containerd ]]; then
+        say "for Kubernetes on containerd 1: append $share/containerd/sealrun.toml to $sysconfdir/containerd/config.toml"
+        say "on containerd 2: import $share/containerd/50-sealrun.toml there"
     fi
     say "for other engines and for clusters: $share/{containerd,crio,kubernetes}"
 }
@@ -385,6 +391,7 @@ uninstall() {
     done
     remove_path "$dropin"
     remove_path "$crio_dropin"
+    remove_path "$containerd_dropin"
     remove_path "$share"
     remove_path "$lib"
     remove_path "$cache/guest-image"

@@ -7,7 +7,8 @@ Looked at in this order, the first that speaks wins:
 2. CRI-O's annotations: a `repository@digest` of ImageRepoDigests (the one of the repository that was
    asked for, else the first), else ImageName, else Image. Where CRI-O's storage, which is Podman's, has
    a stub (stub.py), what that one stands for: the digests of the annotation are those of the stub.
-   containerd's annotation image-name: what the pod asked for;
+   containerd's annotation image-name: what the pod asked for, of containerd 2 in the very words, so that
+   a name without a registry is Docker's, as it is to containerd;
 3. Podman's storage, found from the bundle's path GRAPHROOT/DRIVER-containers/ID/userdata: container
    id -> image id -> name. The digest is used instead of the tag where it is known to be a
    registry's: the stored manifest has compressed layers only (a built image's are not until it is
@@ -45,6 +46,7 @@ KATA_INIT_DATA: Final = "io.katacontainers.config.hypervisor.cc_init_data"
 _CRIO: Final = "io.kubernetes.cri-o."
 _CRIO_KEYS: Final = ("ImageRepoDigests", "ImageName", "Image")
 _CONTAINERD: Final = "io.kubernetes.cri.image-name"
+_DOCKER: Final = ("docker.io", "index.docker.io")
 _NAMELESS: Final = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _OURS: Final = "io.sealrun."
 
@@ -196,7 +198,7 @@ def find(container: ContainerSpec, stored: StoredImage | None) -> ImageReference
         return _checked((stored and stored.stands_for()) or found, "annotations of CRI-O")
     found = annotations.get(_CONTAINERD, "")
     if found and not _is_local(found) and not _NAMELESS.fullmatch(found):
-        return _checked(found, f"annotation {_CONTAINERD}")
+        return _checked(_with_registry(found), f"annotation {_CONTAINERD}")
     if stored is not None and stored.name:
         return _of_podman(stored)
     raise NoReference(
@@ -283,6 +285,16 @@ def _of_crio(annotations: dict[str, str]) -> str:
         if repository(candidate) in asked:
             return candidate
     return candidates[0] if candidates else image_name or image
+
+
+def _with_registry(name: str) -> str:
+    """By the rules that containerd pulls by (reference.ParseDockerRef)."""
+    registry, slash, rest = name.partition("/")
+    if not slash or not ("." in registry or ":" in registry):
+        registry, rest = _DOCKER[0], name
+    if registry in _DOCKER:
+        return f"{_DOCKER[0]}/{rest if '/' in rest else f'library/{rest}'}"
+    return name
 
 
 def _of_podman(stored: StoredImage) -> ImageReference:

@@ -26,7 +26,7 @@ from sealrun_runtime.image_reference import BASE_DIGEST, BASE_NAME, repository
 
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
-CTR: Final = "/usr/bin/ctr"
+CTR: Final = "ctr"  # Debian has it in /usr/bin, the tarball of containerd in /usr/local/bin
 _NAMESPACE: Final = "k8s.io"  # of the images that containerd has for Kubernetes
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _IMAGE_NAME: Final = "io.containerd.image.name"  # of an index's entry, as containerd reads it

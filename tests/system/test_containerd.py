@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import containerd
+from fixtures import containerd, containerds
 from fixtures import workload as workloads
 from fixtures.containerd import Containerd
 from fixtures.terminal import Begin, Session, sessions
@@ -22,11 +22,14 @@ SHELL = ("/bin/sh", "-c", "PS1='ready: ' exec sh")
 FOLLOW = r"trap 'busybox stty size' WINCH; echo fol''lows; while :; do sleep 0.1; done"
 
 
-@pytest.fixture(scope="module")
-def ctr() -> Iterator[Containerd]:
+@pytest.fixture(scope="module", params=containerd.VERSIONS)
+def ctr(request: pytest.FixtureRequest) -> Iterator[Containerd]:
     """Sockets have short paths: not in pytest's own directory."""
-    with tempfile.TemporaryDirectory(prefix="ctr-") as name, containerd.serve(Path(name)) as one:
-        yield one
+    if missing := containerds.missing(request.param):
+        pytest.skip(missing)
+    with tempfile.TemporaryDirectory(prefix="ctr-") as name:
+        with containerd.serve(Path(name), request.param) as one:
+            yield one
 
 
 @pytest.fixture(scope="module", params=containerd.RUNTIMES)

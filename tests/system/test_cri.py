@@ -27,7 +27,7 @@ SHELL = ("/bin/sh", "-c")
 SERVER = "echo up; while :; do echo answer | busybox nc -l -p 80; done"
 
 
-@pytest.fixture(scope="module", params=["containerd", "crio"])
+@pytest.fixture(scope="module", params=["containerd", "containerd-2", "crio"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if missing := cri_engines.missing(request.param):
         pytest.skip(missing)
@@ -103,13 +103,8 @@ def test_a_pod_in_a_real_vm(
     reference = f"{workload.registry.address}/test/plain:1"
     stub(engine, reference)
     document = {"io.sealrun.init-data": busybox_annotations["io.sealrun.init-data"]}
-    pod = engine.pod(
-        client,
-        "sealrun",
-        document,
-        reference,
-        sysctls={"net.ipv4.ip_unprivileged_port_start": "81"},
-    )
+    sysctls = {"net.ipv4.ip_unprivileged_port_start": "81"}
+    pod = engine.pod(client, "sealrun", document, reference, sysctls=sysctls)
     blobs = workload.registry.requests("/blobs/")
     by_tag = workload.registry.requests("/test/plain/manifests/1")
     pod.up()
@@ -117,7 +112,8 @@ def test_a_pod_in_a_real_vm(
     web = pod.run("web", *SHELL, SERVER)
     web.expect("up\n")
     assert workload.registry.requests("/blobs/") > blobs
-    assert workload.registry.requests("/test/plain/manifests/1") == by_tag, "it is pinned"
+    by_tag += engine.name == "containerd-2"  # says what the pod says; others say the stub's digest
+    assert workload.registry.requests("/test/plain/manifests/1") == by_tag
     # The stub has no files: this one came from the registry.
     assert web.run("/bin/cat", "/secret") == (0, workloads.SECRET.decode(), "")
     assert web.run("/bin/hostname")[1] == "pod\n"

@@ -71,7 +71,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if CACHE.is_dir():
         subprocess.run(["cp", "-al", CACHE, root / "cache"], check=True)
     machine = Machine(root / "checkout", root)
-    (root / "sysconfdir/crio").mkdir(parents=True)
+    for name in ("crio", "containerd/conf.d"):
+        (root / "sysconfdir" / name).mkdir(parents=True)
+    (root / "sysconfdir/containerd/config.toml").write_text("version = 3\n")
     before = {path: sorted(os.listdir(path)) for path in SITE_PACKAGES if path.is_dir()}
     done = machine.install()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -162,7 +164,8 @@ def test_podmans_own_runtimes_keep_their_place(machine: Machine) -> None:
 
 
 def test_other_engines_find_theirs(machine: Machine, tmp_path: Path) -> None:
-    """CRI-O's is in its place, since its directory was there; all of them name this installation."""
+    """CRI-O's and that of containerd 2 are in their places, since these were there; all of them name this
+    installation."""
     program = str(machine.prefix / "bin/sealrun")
     kept = machine.prefix / "share/sealrun"
     crio = (machine.root / "sysconfdir/crio/crio.conf.d/50-sealrun.conf").read_text()
@@ -172,6 +175,9 @@ def test_other_engines_find_theirs(machine: Machine, tmp_path: Path) -> None:
     plugin = tomllib.loads(appended)["plugins"]["io.containerd.grpc.v1.cri"]
     (other,) = plugin["containerd"]["runtimes"].items()
     assert handler[1]["runtime_path"] == other[1]["options"]["BinaryName"] == program
+    imported = (machine.root / "sysconfdir/containerd/conf.d/50-sealrun.toml").read_text()
+    plugin = tomllib.loads(imported)["plugins"]["io.containerd.cri.v1.runtime"]
+    assert list(plugin["containerd"]["runtimes"].items()) == [other]
     document = yaml.safe_load((kept / "kubernetes/runtime-class.yaml").read_text())
     assert document["handler"] == handler[0] == other[0]
     settings = tmp_path / "config.toml"
@@ -203,7 +209,8 @@ def test_removing_it_takes_nothing_of_anybody_elses(tmp_path: Path) -> None:
     }
     more = ["above/sysconfdir/crio/crio.conf.d/50-sealrun.conf"]
     theirs = [f"{name}/theirs" for name in ("cache", "prefix/share", "prefix/lib")]
-    theirs += ["above/sysconfdir/crio/theirs"]
+    more += ["above/sysconfdir/containerd/conf.d/50-sealrun.toml"]
+    theirs += ["above/sysconfdir/crio/theirs", "above/sysconfdir/containerd/conf.d/theirs"]
     for name in [*theirs, *more, *(f"{directory}/{name}" for directory, name in ours.items())]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -218,7 +225,7 @@ def test_removing_it_takes_nothing_of_anybody_elses(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     empty = ["above", "above/sysconfdir", "cache", "prefix", "prefix/lib", "prefix/share"]
-    empty += ["above/sysconfdir/crio"]
+    empty += [f"above/sysconfdir/{name}" for name in ("crio", "containerd", "containerd/conf.d")]
     assert left == sorted([*empty, *theirs])
 
 

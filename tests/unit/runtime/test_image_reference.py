@@ -109,6 +109,25 @@ def test_containerd_says_the_name() -> None:
     assert find(ours, None).reference == "q.test/b:1"
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("alpine", "docker.io/library/alpine"),
+        ("alpine:3", "docker.io/library/alpine:3"),
+        (f"alpine@{DIGEST}", f"docker.io/library/alpine@{DIGEST}"),
+        ("who/app:1", "docker.io/who/app:1"),
+        ("a/b/c", "docker.io/a/b/c"),
+        ("docker.io/alpine:3", "docker.io/library/alpine:3"),
+        ("index.docker.io/who/app", "docker.io/who/app"),
+        ("r.test/app", "r.test/app"),
+        ("registry:5000/app", "registry:5000/app"),
+    ],
+)
+def test_containerd_2_says_what_the_pod_says(name: str, expected: str) -> None:
+    """Without its registry, where that is Docker's."""
+    assert find(container({CONTAINERD: name}), None).reference == expected
+
+
 @pytest.mark.parametrize("name", ["localhost/a:1", DIGEST, "ab" * 32])
 def test_containerd_has_an_image_that_no_registry_has(name: str) -> None:
     with pytest.raises(InvalidRequest, match="no image reference: "):
