@@ -1,4 +1,5 @@
-"""The VM's virtio-blk disks, found by the serials that the host's driver gives them.
+"""The VM's disks, found by their names: of a virtio-blk disk the serial that the host's driver gives it, of
+a virtio-pmem device, which has none, the address in the VM's memory where it begins.
 
 Their order and names mean nothing. One that was plugged in just now may take a moment to appear.
 """
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sealrun_protocol.errors import ErrorCode
+from sealrun_protocol.messages import pmem_name
 
 from sealrun_agent.errors import StartError
 
@@ -19,20 +21,33 @@ SECONDS: Final = 30.0  # for one to appear, under emulation on a loaded machine
 _POLL_SECONDS: Final = 0.02
 
 
-def find(serial: str, directory: str = BLOCKS) -> str:
-    """The name of the disk; empty where the VM has none."""
+def find(disk: str, directory: str = BLOCKS) -> str:
+    """What the kernel calls the disk; empty where the VM has none."""
     for name in sorted(os.listdir(directory)):
         try:
-            with open(f"{directory}/{name}/serial", encoding="ascii", errors="replace") as stream:
-                if stream.read().strip("\0\n ") == serial:
-                    return name
-        except OSError:
-            continue  # no virtio-blk device
+            if _name(f"{directory}/{name}") == disk:
+                return name
+        except (OSError, ValueError):
+            continue  # neither kind of device
     return ""
 
 
+def _name(place: str) -> str:
+    """Raises OSError, ValueError."""
+    if os.path.basename(place).startswith("pmem"):
+        # Of the region that its namespace lies in, whatever the namespace holds.
+        return pmem_name(int(_read(f"{place}/device/../resource"), 16))
+    return _read(f"{place}/serial")
+
+
+def _read(path: str) -> str:
+    """Raises OSError."""
+    with open(path, encoding="ascii", errors="replace") as stream:
+        return stream.read().strip("\0\n ")
+
+
 def number(
-    serial: str,
+    disk: str,
     load_drivers: Callable[[], None] = lambda: None,
     *,
     directory: str = BLOCKS,
@@ -41,14 +56,13 @@ def number(
     """Major and minor of the disk, which is awaited. load_drivers: of devices that came after the boot.
     Raises StartError(RUNTIME_FAILED)."""
     deadline = time.monotonic() + seconds
-    while not (name := find(serial, directory)):
+    while not (name := find(disk, directory)):
         if time.monotonic() > deadline:
             raise StartError(
                 ErrorCode.RUNTIME_FAILED,
-                f"the VM has no disk {serial!a:.40}: the host plugged none in",
+                f"the VM has no disk {disk!a:.40}: the host plugged none in",
             )
         load_drivers()
         time.sleep(_POLL_SECONDS)
-    with open(f"{directory}/{name}/dev", encoding="ascii") as stream:
-        major, _, minor = stream.read().strip().partition(":")
+    major, _, minor = _read(f"{directory}/{name}/dev").partition(":")
     return int(major), int(minor)

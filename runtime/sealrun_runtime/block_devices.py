@@ -1,9 +1,13 @@
 """The block devices of the host that config.json gives a container (linux.devices of type b). In the VM each
-is a virtio-blk disk, which the guest finds by its serial, and the container has a node of that one.
+is a virtio-blk disk, or a virtio-pmem device (shim/disks.py), and the container has a node of that one.
 
 A device is known by its number alone: the path that an engine was given on the host does not stand in
 config.json. Whether the container may write to it is said by the rules of its device cgroup, and by the
 device itself.
+
+What is persistent memory is said by the kernel: where a file system can have direct access (DAX) to what a
+device holds. That is a namespace in fsdax or raw mode, and a partition or a logical volume of one; a
+namespace in sector mode (/dev/pmem0s) is none.
 
 In a privileged container an engine lists every device of the host under its own name. Those are left out;
 a device under another name was asked for.
@@ -24,17 +28,21 @@ if TYPE_CHECKING:
     from sealrun_runtime.bundle import ContainerSpec
 
 SYSTEM: Final = "/sys/dev/block"
+ALL: Final = "/sys/block"
+SECTOR: Final = 512  # the unit of every size there
 _ANY: Final = (None, -1)
 
 
 class BlockDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """index: in linux.devices. path: in the container."""
+    """index: in linux.devices. path: in the container. pmem_bytes: how large it is, where it is persistent
+    memory; else 0."""
 
     index: int
     path: str
     major: int
     minor: int
     readonly: bool
+    pmem_bytes: int = 0
 
     @property
     def serial(self) -> str:
@@ -87,7 +95,7 @@ def found(container: "ContainerSpec", system: str = SYSTEM) -> tuple[BlockDevice
         number = f"{device.major}:{device.minor}"
         try:
             name = _attribute(place, "uevent").partition("DEVNAME=")[2].partition("\n")[0]
-            readonly, size = _attribute(place, "ro") == "1", _attribute(place, "size")
+            readonly, sectors = _attribute(place, "ro") == "1", int(_attribute(place, "size"))
         except OSError as error:
             if container.privileged:
                 continue
@@ -96,15 +104,33 @@ def found(container: "ContainerSpec", system: str = SYSTEM) -> tuple[BlockDevice
             ) from error
         if container.privileged and device.path == f"/dev/{name}":
             continue
-        if size == "0":
+        if sectors == 0:
             raise InvalidRequest(f"{where}: the block device {number} ({name}) holds no medium")
         if container.uid_mappings:
             raise InvalidRequest(
                 f"{where}: a container with a user namespace cannot have a block device: nobody can make "
                 "its node there"
             )
-        kept.append(msgspec.structs.replace(device, readonly=device.readonly or readonly))
+        pmem_bytes = sectors * SECTOR if _has_direct_access(place) else 0
+        kept.append(
+            msgspec.structs.replace(
+                device, readonly=device.readonly or readonly, pmem_bytes=pmem_bytes
+            )
+        )
     return tuple(kept)
+
+
+def pmem_bytes(directory: str = ALL) -> int:
+    """How much persistent memory this host has as block devices, or more: what is a device on a device
+    counts twice."""
+    total = 0
+    for name in os.listdir(directory):
+        try:
+            if _has_direct_access(f"{directory}/{name}"):
+                total += int(_attribute(f"{directory}/{name}", "size")) * SECTOR
+        except OSError:
+            continue  # it has just gone
+    return total
 
 
 def check(devices: tuple[BlockDevice, ...], host: "Host | None") -> None:
@@ -130,6 +156,14 @@ def _allowed(rules: tuple[DeviceRule, ...], major: int, minor: int, access: str)
         if fits and rule.major in (*_ANY, major) and rule.minor in (*_ANY, minor):
             allowed = rule.allow
     return allowed
+
+
+def _has_direct_access(place: str) -> bool:
+    whole = f"{place}/.." if os.path.exists(f"{place}/partition") else place
+    try:
+        return _attribute(whole, "queue/dax") == "1"
+    except FileNotFoundError:
+        return False
 
 
 def _attribute(place: str, name: str) -> str:

@@ -51,7 +51,7 @@ def trace(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
         return [
             f"{name} {json.loads(body)['id']}"
             for _, name, body, _ in lines
-            if name in ("vm.add-disk", "vm.remove-device")
+            if name in ("vm.add-disk", "vm.add-pmem", "vm.remove-device")
         ]
 
     yield calls
@@ -99,6 +99,44 @@ def test_a_pods_vm_gets_it_and_gives_it_back(
     assert exit_code(runtime, "c") == "0"
     assert pod.output("c") == "hello"
     for name in ("c", "other", "pod"):
+        assert runtime("delete", "--force", name).ok
+
+
+def test_persistent_memory_is_of_the_boot_or_plugged_in(
+    runtime: oci.Runtime, disk: Loop, trace, tmp_path: Path
+) -> None:
+    """The agent is told where it lies; a container that only reads it gets a disk."""
+    runtime.annotations["test.simulator"] = f"trace={tmp_path}/trace"
+    major, minor = disk.number
+    reads = {"allow": True, "type": "b", "major": major, "minor": minor, "access": "r"}
+    given = {"devices": [disk.device("/dev/xvda")]}
+    with loop.said_to_be_persistent(disk, tmp_path):
+        output = runtime.run(
+            simulated.bundle(tmp_path / "alone", READ, runtime.annotations, linux=given)
+        )
+        assert exit_code(runtime, "c1") == "0"
+        assert output.read_text() == "hello"
+        assert runtime("delete", "c1").ok
+        lines = map(json.loads, (tmp_path / "trace").read_text().splitlines())
+        (born,) = (json.loads(body) for _, name, body, _ in lines if name == "vm.create")
+        assert [one["id"] for one in born["pmem"]] == [disk.serial]
+        assert "disks" not in born or disk.serial not in str(born["disks"])
+
+        pod = pods.Pod(runtime, pods.PODMAN, tmp_path, tmp_path)
+        pod.up()
+        pod.run("other", "sleep 1000")
+        pod.run("a", f"{READ}; sleep 1000", linux=given)
+        alone.wait_until(lambda: pod.output("a") == "hello")
+        assert runtime("delete", "--force", "a").ok
+        rules = {"resources": {"devices": [{"allow": False, "access": "rwm"}, reads]}}
+        pod.run("b", READ, linux=given | rules)
+        assert exit_code(runtime, "b") == "0"
+        assert runtime("delete", "b").ok
+    assert trace() == [
+        *(f"vm.add-pmem {disk.serial}", f"vm.remove-device {disk.serial}"),
+        *(f"vm.add-disk {disk.serial}", f"vm.remove-device {disk.serial}"),
+    ]
+    for name in ("other", "pod"):
         assert runtime("delete", "--force", name).ok
 
 

@@ -38,7 +38,7 @@ from sealrun_agent.shared_tree import SharedTree
 from sealrun_agent.vault import Vault
 from sealrun_protocol.errors import ErrorCode, Phase
 from sealrun_protocol.init_data import InitData
-from simulators import simulated_share
+from simulators import hypervisor_rules, simulated_share
 
 DIRECTORY = "/run/sealrun"
 CPUS = 4  # that it claims to have; the real ones are the host's, which it leaves alone
@@ -200,9 +200,12 @@ def mount_shared(target: str) -> None:
         raise OSError(ctypes.get_errno(), "the VM has no such device")
 
 
-def find_disk(serial: str) -> tuple[int, int]:
-    """The VM's disk is the host's device itself, whose number is in the serial."""
-    _, major, minor = serial.split("-")
+def find_disk(name: str) -> tuple[int, int]:
+    """The VM's disk is the host's device itself, whose number is in the serial, or in the address."""
+    kind, *rest = name.split("-")
+    if kind == "pmem":
+        return hypervisor_rules.number_at(int(rest[0], 16))
+    major, minor = rest
     return int(major), int(minor)
 
 

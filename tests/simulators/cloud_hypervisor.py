@@ -48,7 +48,14 @@ from simulators.simulated_guest import Guest  # noqa: E402
 
 OPTIONS = {"--api-socket": 1, "--event-monitor": 1, "--seccomp": 1, "-v": 0}
 GETS = ("vmm.ping", "vm.info", "vm.counters")
-WITH_BODY = ("vm.create", "vm.add-net", "vm.add-disk", "vm.remove-device", "vm.resize")
+WITH_BODY = (
+    "vm.create",
+    "vm.add-net",
+    "vm.add-disk",
+    "vm.add-pmem",
+    "vm.remove-device",
+    "vm.resize",
+)
 DEVICES = rules.DEVICES
 FAILURES = {
     "vm.create": "The VM could not be created",
@@ -60,6 +67,7 @@ FAILURES = {
     "vm.shutdown": "The VM could not shutdown",
     "vm.add-net": "The network device could not be added to the VM",
     "vm.add-disk": "The disk could not be added to the VM",
+    "vm.add-pmem": "The pmem device could not be added to the VM",
     "vm.remove-device": "The device could not be removed from the VM",
 }
 
@@ -89,6 +97,7 @@ class Vmm:
         self.on_end: Callable[[Guest], None] = lambda _guest: None
         self._switches, self._emit = switches, emit
         self._taps: list[int] = []
+        self._tree: dict[str, Any] = {}  # of devices that are memory
         self._vsock: socket.socket | None = None
 
     # --- the calls -------------------------------------------------------------------------------
@@ -134,17 +143,27 @@ class Vmm:
         self.config = changed
         return self._added(config)
 
+    def vm_add_pmem(self, config: Any, _: list[int]) -> Any:
+        wanted = self._created()
+        changed = {**wanted, "pmem": [*wanted.get("pmem", []), config]}
+        rules.validate(changed)
+        if self.guest is not None:
+            self._tree[config["id"]] = rules.open_pmem(config)
+        self.config = changed
+        return self._added(config)
+
     def _added(self, config: dict[str, Any]) -> Any:
         return None if self.guest is None else {"id": config["id"], "bdf": "0000:00:08.0"}
 
     def vm_remove_device(self, argument: Any, _: list[int]) -> None:
-        """Of a running VM only disks and network devices are taken out here."""
+        """Of a running VM only these kinds of devices are taken out here."""
         self._running()
         wanted = self._created()
-        for kind in ("net", "disks"):
+        for kind in ("net", "disks", "pmem"):
             kept = [one for one in wanted.get(kind, []) if one["id"] != argument["id"]]
             if len(kept) < len(wanted.get(kind, [])):
                 self.config = {**wanted, kind: kept}
+                self._tree.pop(argument["id"], None)
                 return
         raise Refusal(404, DEVICES, f"No device with id {argument['id']}")
 
@@ -181,7 +200,8 @@ class Vmm:
         state = "Created" if self.guest is None else "Paused" if self.paused else "Running"
         taken = min(self._requested, int(self._switches.get("takes", "1000000")) << 20)
         size = config["memory"]["size"] + taken
-        return {"config": config, "state": state, "memory_actual_size": size}
+        told = {"config": config, "state": state, "memory_actual_size": size}
+        return told if self.guest is None else {**told, "device_tree": self._tree}
 
     def vm_resize(self, wanted: Any, _: list[int]) -> None:
         """CPUs first; what was done stays done where the memory is refused then."""
@@ -266,6 +286,7 @@ class Vmm:
             rules.find_tpm(config["tpm"]["socket"])
         for disk in config.get("disks", []):
             rules.open_disk(disk)
+        self._tree = {one["id"]: rules.open_pmem(one) for one in config.get("pmem", [])}
         path = config["vsock"]["socket"]
         if config.get("landlock_enable") and not os.path.dirname(path):
             raise Refusal(500, DEVICES, "Cannot create virtio-vsock backend", "Permission denied")

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 DEVICES = "Error from device manager"
 _TUNGETIFF = 0x800454D2  # linux/if_tun.h
 _SIOCSIFMTU = 0x8922
+_PMEM_STEP, _MINOR_BITS = 2 << 20, 20
 _REQUEST = struct.Struct("16si20x")
 
 
@@ -72,6 +73,30 @@ def open_disk(config: dict[str, Any]) -> None:
         raise Refusal(500, DEVICES, "Cannot open disk path", cause) from error
 
 
+def open_pmem(config: dict[str, Any]) -> dict[str, Any]:
+    """Open persistent memory as it would be; its node in the tree of devices. The address says the number
+    of a block device, which the simulated guest asks for. Raises Refusal."""
+    try:
+        descriptor = os.open(config["file"], os.O_RDWR)
+    except OSError as error:
+        cause = f"{error.strerror} (os error {error.errno})"
+        raise Refusal(500, DEVICES, "Cannot open persistent memory file", cause) from error
+    number = os.fstat(descriptor).st_rdev
+    size = config.get("size", os.lseek(descriptor, 0, os.SEEK_END))
+    os.close(descriptor)
+    if size % _PMEM_STEP:
+        raise Refusal(500, DEVICES, "Trying to use a size that is not multiple of 2MiB")
+    base = (os.major(number) << _MINOR_BITS | os.minor(number)) * _PMEM_STEP
+    memory = {"MmioAddressRange": {"base": base, "size": size}}
+    return {"id": config["id"], "resources": [memory], "children": []}
+
+
+def number_at(address: int) -> tuple[int, int]:
+    """Of the block device that `open_pmem` laid there."""
+    number = address // _PMEM_STEP
+    return number >> _MINOR_BITS, number & ((1 << _MINOR_BITS) - 1)
+
+
 def find_tpm(path: str) -> None:
     """An emulator listens on the socket. The real one talks to it, and waits 100 ms for each answer.
     Raises Refusal."""
@@ -100,7 +125,7 @@ def validate(config: dict[str, Any]) -> None:
         refuse("Using vhost-user requires using shared memory or huge pages")
     if config.get("vsock", {"cid": 3})["cid"] in (0, 1, 2, 2**32 - 1):
         refuse("Special CIDs are not allowed")
-    devices = [device for name in ("disks", "net", "fs") for device in config.get(name, [])]
+    devices = [device for name in ("disks", "pmem", "net", "fs") for device in config.get(name, [])]
     names = [device.get("id", "") for device in [*devices, config.get("vsock", {})]]
     for name in filter(None, names):
         if name.startswith("_"):

@@ -41,7 +41,7 @@ def plan(handover: Handover) -> machine.Plan:
         launch_seconds=float(annotations.get("test.launch-seconds", LAUNCH_SECONDS)),
     )
     image = assets.locate(handover.guest_image)
-    spec = machine.vm_spec(handover, image, Accelerator.KVM, Launch(), machine.host_size())
+    spec = machine.vm_spec(handover, image, Accelerator.KVM, Launch(), machine.this_host())
     if landlock.obstacle() is not None:
         import dataclasses
 

@@ -4,6 +4,7 @@ tests/component/test_block_devices.py.
 """
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,34 @@ def disks(tmp_path: Path) -> Iterator[tuple[Loop, Loop, Loop]]:
         loop.device(tmp_path / "third", b"third", "--read-only", mib=8) as third,
     ):
         yield first, second, third
+
+
+@pytest.fixture
+def memories(tmp_path: Path) -> Iterator[tuple[Loop, Loop]]:
+    """Two that are said to be persistent memory, each with a file system and a file on it."""
+    for name in ("born", "later"):
+        (tmp_path / name).mkdir()
+    with (
+        loop.device(tmp_path / "born/disk", mib=16) as born,
+        loop.device(tmp_path / "later/disk", mib=16) as later,
+        loop.said_to_be_persistent(born, tmp_path / "born"),
+        loop.said_to_be_persistent(later, tmp_path / "later"),
+    ):
+        for one in (born, later):
+            format_for_direct_access(one.node)
+        yield born, later
+
+
+def format_for_direct_access(node: str) -> None:
+    """ext4 with blocks of the size of a page."""
+    mke2fs = ("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-O", "^has_journal", node)
+    subprocess.run(mke2fs, check=True)
+
+
+def read_from(node: str, path: str) -> bytes:
+    """A file of the file system on a device."""
+    command = ["debugfs", "-R", f"cat {path}", node]
+    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def linux(*given: tuple[Loop, str, str]) -> dict[str, object]:
@@ -127,4 +156,32 @@ def test_a_pods_vm_gets_it_while_it_runs(
     assert loop.written(first, 6) == b"FIRST\n"
     assert b"block-" not in seen()
     for name in ("c", "watch", "pod"):
+        assert runtime("delete", "--force", name).ok
+
+
+MAP = """busybox mkdir -p /tmp/m
+busybox mount -t ext4 -o dax=always /dev/xvda /tmp/m
+echo written without a cache >/tmp/m/file
+busybox grep /tmp/m /proc/mounts
+busybox umount /tmp/m
+cat /sys/block/pmem*/queue/dax"""
+
+
+def test_persistent_memory_is_that_for_the_container_too(
+    runtime: oci.Runtime, rootfs: Path, memories: tuple[Loop, Loop], tmp_path: Path
+) -> None:
+    """A file system with direct access, on what the VM was born with and on what was plugged in; each
+    container has its own, whatever order they are in."""
+    pod = pods.Pod(runtime, pods.PODMAN, tmp_path, rootfs)
+    pod.up()
+    mount = ("exec", "--cap", "CAP_SYS_ADMIN")
+    for name, device in (("a", memories[0]), ("b", memories[1]), ("b", memories[1])):
+        pod.run(name, "sleep 1000", linux=linux((device, "/dev/xvda", "rw")))
+        mapped = runtime(*mount, name, "busybox", "sh", "-ec", MAP)
+        assert mapped.ok, mapped.stderr
+        assert b"dax=always" in mapped.stdout and mapped.stdout.endswith(b"1\n")
+        assert read_from(device.node, "file") == b"written without a cache\n"
+        if name == "b":  # on QEMU it stays in the VM, and is found there again
+            assert runtime("delete", "--force", name).ok
+    for name in ("a", "pod"):
         assert runtime("delete", "--force", name).ok

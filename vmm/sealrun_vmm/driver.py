@@ -54,7 +54,12 @@ class Machine(Protocol):
         Raises SpecRefused where there is no place for it, VmmError."""
 
     async def remove_disk(self, serial: str) -> None:
-        """Take a disk out, one that the VM was born with too. Raises VmmError."""
+        """Take a disk out, one that the VM was born with too. Raises VmmError, also where the VMM cannot
+        (QEMU, persistent memory): it stays then."""
+
+    async def pmem_address(self, serial: str) -> int:
+        """Where in the guest's physical memory a disk begins that is persistent memory: by that the guest
+        finds it, since such a device has no serial. Raises VmmError."""
 
     async def resize(self, size: Size) -> None:
         """Make the VM as large as `size`, within what its VmSpec allows; one at a time. Where it

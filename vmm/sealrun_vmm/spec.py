@@ -27,11 +27,15 @@ class Tee(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A virtio-blk disk that is a block device of the host. serial: of at most 20 characters; it names the
-    disk in the guest, and the device's node in the directory that the VMM inherited."""
+    """A block device of the host: a virtio-blk disk, or where the device is persistent memory and
+    `pmem_bytes` says how large it is, a virtio-pmem device, which the guest maps instead of reading it.
+
+    serial: of at most 20 characters. It names the device's node in the directory that the VMM inherited, and
+    a virtio-blk disk in the guest. pmem_bytes: a multiple of PMEM_STEP; 0: a disk. Never readonly then."""
 
     serial: str
     readonly: bool
+    pmem_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,8 @@ class Share:
 
 SCRATCH_SERIAL = "scratch"
 """By which the guest finds its scratch disk."""
+PMEM_STEP = 2 << 20
+"""Bytes. The guest maps persistent memory by pages of this size; Cloud Hypervisor takes no other sizes."""
 NO_SCRATCH = -1
 NO_NODES = -1
 
@@ -71,6 +77,7 @@ class VmSpec:
         guest encrypts and loses with its end. The VMM inherits it. No TEE measures it.
     nodes: the descriptor of an open directory in which the nodes of disks lie, those that come later
         too. The VMM inherits it.
+    pmem_mib: of address space for persistent memory, that of disks which come later too; 0: it gets none.
     later_devices: how many disks and network devices may be plugged in while the VM runs, where that takes
         preparation.
     landlock: a VMM that can confine itself to its own files by Landlock must.
@@ -97,6 +104,7 @@ class VmSpec:
     nodes: int = NO_NODES
     scratch: int = NO_SCRATCH
     nics: tuple[Nic, ...] = ()
+    pmem_mib: int = 0
     later_devices: int = 0
     shares: tuple[Share, ...] = ()
     landlock: bool = True

@@ -50,6 +50,7 @@ MODULES: Final = {
     "virtio-5": ("virtio_balloon",),
     "virtio-24": ("virtio_mem",),
     "virtio-26": ("virtiofs",),
+    "virtio-27": ("virtio_pmem", "nd_pmem"),
     # loaded where the CPU says that the VM has such a TEE
     "tee-snp": ("sev_guest",),
     "tee-tdx": ("tdx_guest",),

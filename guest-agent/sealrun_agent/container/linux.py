@@ -67,7 +67,7 @@ _OWN_SYSCTL: Final = re.compile(
 _NETWORK_SYSCTL: Final = re.compile(r"net(\.[a-z0-9_-]+)+")
 _UNIFIED: Final = re.compile(r"(memory|cpu|pids)\.[a-z_.]+")
 _DEVICE_RULE_TYPES: Final = frozenset({None, "a", "b", "c"})
-_SERIAL: Final = re.compile(r"block-[0-9]{1,4}-[0-9]{1,7}")
+_DISK: Final = re.compile(r"block-[0-9]{1,4}-[0-9]{1,7}|pmem-[0-9a-f]{1,16}")
 _ANY: Final = (None, -1)
 _DENY: Final = DeviceRule(allow=False, type="a", access="rwm")
 _ACCESS: Final = re.compile(r"[rwm]{0,3}")
@@ -248,12 +248,12 @@ def _check_disks(
     if len(disks) > limits.DISKS:
         raise refused("linux.devices", f"more than {limits.DISKS} are block devices")
     paths = [device.path for device in devices]
-    for index, serial in disks.items():
+    for index, name in disks.items():
         path = f"linux.devices[{index}]"
         if not 0 <= index < len(devices) or devices[index].type != "b":
             raise refused(path, "there is no such block device, but a disk for it")
-        if not _SERIAL.fullmatch(serial):
-            raise refused(path, f"{serial!a:.40} names no disk of a container")
+        if not _DISK.fullmatch(name):
+            raise refused(path, f"{name!a:.40} names no disk of a container")
         place = devices[index].path
         check_absolute(f"{path}.path", place)
         if paths.count(place) > 1 or not place.strip("/"):

@@ -1,6 +1,10 @@
 """The host's block devices in the VM: disks that are plugged in for the container that names them, and out
 again with the last one that has them.
 
+One that is persistent memory is a virtio-pmem device: the guest maps it, and keeps no second copy of what is
+on it. It is a virtio-blk disk like any other where that cannot be (`_disk`), which works as well and is
+said in the log.
+
 The VMM opens them in a directory that is mounted nowhere: a file system of its own in memory, whose
 descriptor the VMM inherits and which holds nothing but the nodes of these devices. So no name of the host's
 is looked up, a VMM that is confined to the directory finds them there, and nothing of it is left when both
@@ -10,13 +14,14 @@ processes are gone.
 import asyncio
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from sealrun_protocol.messages import pmem_name
 from sealrun_vmm.driver import Machine
 from sealrun_vmm.errors import HostUnfit as VmmHostUnfit
 from sealrun_vmm.errors import SpecRefused, VmmError
-from sealrun_vmm.spec import NO_NODES, Disk, Tee, VmSpec
+from sealrun_vmm.spec import NO_NODES, PMEM_STEP, Disk, Tee, VmSpec
 
 from sealrun_runtime import namespaces
 from sealrun_runtime.block_devices import BlockDevice
@@ -25,23 +30,36 @@ from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed
 from sealrun_runtime.shim.log import log
 
+PMEM_PER_MEMORY: Final = 8
+"""How much persistent memory a VM may have for its own: the guest's kernel keeps 64 bytes of memory for every
+4096 of it, so this is an eighth."""
 LATER: Final = "give the device to the container that the VM is started with, or run the container in a pod of its own"
 
 
-def of_sandbox(handover: Handover, tee: Tee) -> tuple[Disk, ...]:
+def pmem_mib(spec: VmSpec, host: int) -> int:
+    """How much persistent memory the VM may have. host: the bytes that this machine has."""
+    if spec.tee is not Tee.NONE:  # its memory is not the host's to map
+        return 0
+    return min(-(-host >> 20), spec.memory_mib * PMEM_PER_MEMORY)
+
+
+def of_sandbox(handover: Handover, spec: VmSpec) -> tuple[Disk, ...]:
     """Those that the VM has from its beginning. Raises SpecRefused where no tenant allows them."""
     devices = () if handover.idle else handover.container.block_devices
-    if devices and tee is not Tee.NONE and not handover.init_data:
+    if devices and spec.tee is not Tee.NONE and not handover.init_data:
         raise SpecRefused(
-            f"cannot give a VM with {tee} a block device of the host: no init-data allows it",
+            f"cannot give a VM with {spec.tee} a block device of the host: no init-data allows it",
             remedy="allow it in [host] of an init-data",
         )
-    disks: dict[str, Disk] = {}
+    wanted: dict[str, BlockDevice] = {}
     for device in devices:
-        known = disks.get(device.serial)
-        readonly = device.readonly and (known is None or known.readonly)
-        disks[device.serial] = Disk(serial=device.serial, readonly=readonly)
-    return tuple(disks.values())
+        known = wanted.get(device.serial)
+        if known is None or known.readonly:
+            wanted[device.serial] = device
+    disks: list[Disk] = []
+    for device in wanted.values():
+        disks.append(_disk(device, spec, disks))
+    return tuple(disks)
 
 
 def make_nodes(handover: Handover, spec: VmSpec) -> int:
@@ -73,7 +91,7 @@ class Disks:
 
     def __init__(self, machine: Machine, spec: VmSpec) -> None:
         self._machine, self._spec = machine, spec
-        self._readonly = {disk.serial: disk.readonly for disk in spec.disks}
+        self._disks = {disk.serial: disk for disk in spec.disks}
         self._users: dict[str, set[str]] = {disk.serial: set() for disk in spec.disks}
         self._turn = asyncio.Lock()
 
@@ -82,24 +100,27 @@ class Disks:
         if self._spec.nodes != NO_NODES:
             os.close(self._spec.nodes)
 
-    async def hold(self, container: str, devices: Sequence[BlockDevice]) -> None:
-        """Plug in what the VM does not have yet of a container's. Raises ShimError; then nothing was
-        plugged in."""
+    async def hold(self, container: str, devices: Sequence[BlockDevice]) -> dict[int, str]:
+        """Plug in what the VM does not have yet of a container's; by their indices in linux.devices, the
+        names by which the guest finds them. Raises ShimError; then nothing was plugged in."""
+        names = {}
         try:
             for device in devices:
                 async with self._turn:
                     if device.serial not in self._users:
                         await self._plug(device)
-                    elif self._readonly[device.serial] and not device.readonly:
+                    elif self._disks[device.serial].readonly and not device.readonly:
                         raise HostUnfit(
                             f"the VM has the block device {device.major}:{device.minor} already, "
                             "and cannot write to it",
                             remedy=LATER,
                         )
                     self._users[device.serial].add(container)
+                    names[device.index] = await self._name(device)
         except ShimError:
             await self.release(container)
             raise
+        return names
 
     async def release(self, container: str) -> None:
         """A container is gone: unplug what no other has. What the guest does not let go of stays."""
@@ -116,7 +137,7 @@ class Disks:
                 except (VmmError, OSError) as error:
                     log.error("the disk %s stays in the VM: %s", serial, error)
                     continue
-                del self._users[serial], self._readonly[serial]
+                del self._users[serial], self._disks[serial]
                 log.info("unplugged the disk %s", serial)
 
     async def _plug(self, device: BlockDevice) -> None:
@@ -127,7 +148,7 @@ class Disks:
             raise HostUnfit(f"{what}: {why}", remedy=LATER)
         if self._spec.nodes == NO_NODES:
             raise HostUnfit(f"{what}: this process may make no nodes", remedy=LATER)
-        disk = Disk(serial=device.serial, readonly=device.readonly)
+        disk = _disk(device, self._spec, self._disks.values())
         try:
             _make_node(self._spec.nodes, device)
         except OSError as error:
@@ -138,8 +159,39 @@ class Disks:
             os.unlink(device.serial, dir_fd=self._spec.nodes)
             raise VmmFailed(f"{what}: {error}", remedy=error.remedy) from error
         self._users[device.serial] = set()
-        self._readonly[device.serial] = device.readonly
+        self._disks[device.serial] = disk
         log.info("plugged in the disk %s", device.serial)
+
+    async def _name(self, device: BlockDevice) -> str:
+        """Raises ShimError."""
+        if not self._disks[device.serial].pmem_bytes:
+            return device.serial
+        try:
+            return pmem_name(await self._machine.pmem_address(device.serial))
+        except VmmError as error:
+            what = f"cannot find the block device {device.major}:{device.minor} in the VM"
+            raise VmmFailed(f"{what}: {error}", remedy=error.remedy) from error
+
+
+def _disk(device: BlockDevice, spec: VmSpec, others: Iterable[Disk]) -> Disk:
+    """What the device is in the VM, beside the disks that are there."""
+    size = device.pmem_bytes
+    taken = sum(other.pmem_bytes for other in others)
+    why = ""
+    if device.readonly:
+        why = "the container may not write to it"
+    elif spec.tee is not Tee.NONE:
+        why = f"the VM has {spec.tee}"
+    elif size % PMEM_STEP:
+        why = f"its size, {size} bytes, is no multiple of {PMEM_STEP >> 20} MiB"
+    elif taken + size > spec.pmem_mib << 20:
+        why = (
+            f"the VM, of {spec.memory_mib} MiB, can have {spec.pmem_mib} MiB of persistent memory: "
+            "raise vm.memory in sealrun.toml"
+        )
+    if size and why:
+        log.info("the persistent memory %s is an ordinary disk: %s", device.serial, why)
+    return Disk(serial=device.serial, readonly=device.readonly, pmem_bytes=0 if why else size)
 
 
 def _make_node(nodes: int, device: BlockDevice) -> None:

@@ -14,7 +14,7 @@ from sealrun_vmm.growth import Size
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 from sealrun_vmm.tee.launch import Launch
 
-from sealrun_runtime import machine
+from sealrun_runtime import block_devices, machine
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.machine import Plan, Tenant
@@ -27,6 +27,13 @@ from sealrun_runtime.shim.wires import Namespace
 LATER_DEVICES: Final = 8
 """Networks (network.py) and disks (disks.py) that a VM can get after it was launched. QEMU needs a port for
 each from the beginning; they cost the boot nothing that can be measured."""
+
+
+class Host(NamedTuple):
+    """This machine, as far as it bounds a VM. pmem_bytes: what it has as block devices."""
+
+    size: Size
+    pmem_bytes: int = 0
 
 
 class Launched(NamedTuple):
@@ -51,19 +58,19 @@ def plan(handover: Handover) -> Plan:
     """What this machine boots for the sandbox. Raises HostUnfit, SpecRefused."""
     tenant = Tenant(handover.init_data_digest, handover.accepted_tees)
     planned = machine.plan(handover.id, handover.config, handover.guest_image, tenant)
-    return planned._replace(spec=_for_sandbox(handover, planned.spec, host_size()))
+    return planned._replace(spec=_for_sandbox(handover, planned.spec, this_host()))
 
 
-def host_size() -> Size:
-    """This machine."""
+def this_host() -> Host:
+    """As it is now."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-    return Size(os.cpu_count() or 1, memory)
+    return Host(Size(os.cpu_count() or 1, memory), block_devices.pmem_bytes())
 
 
 def vm_spec(
-    handover: Handover, image: GuestImage, accelerator: Accelerator, launch: Launch, host: Size
+    handover: Handover, image: GuestImage, accelerator: Accelerator, launch: Launch, host: Host
 ) -> VmSpec:
-    """The VM of a sandbox on a machine of the size `host`. Pure: the same arguments, the same VM.
+    """The VM of a sandbox on the machine `host`. Pure: the same arguments, the same VM.
 
     Raises SpecRefused."""
     spec = machine.vm_spec(handover.id, handover.config, image, accelerator, launch)
@@ -80,16 +87,17 @@ def size_for(settings: VmSettings, demands: Iterable[Demand], most: Size) -> Siz
     return Size(min(cpus, most.cpus), min(memory, most.memory_mib))
 
 
-def _for_sandbox(handover: Handover, spec: VmSpec, host: Size) -> VmSpec:
+def _for_sandbox(handover: Handover, spec: VmSpec, host: Host) -> VmSpec:
     """Raises SpecRefused."""
+    if spec.tee is Tee.NONE:  # what a TEE measures must be predictable from the settings
+        spec = _sized(handover, spec, host.size)
     spec = dataclasses.replace(
         spec,
-        disks=disks.of_sandbox(handover, spec.tee),
+        pmem_mib=disks.pmem_mib(spec, host.pmem_bytes),
         shares=shared_tree.device(handover, spec.tee),
         later_devices=LATER_DEVICES,
     )
-    # What a TEE measures must be predictable from the settings.
-    return spec if spec.tee is not Tee.NONE else _sized(handover, spec, host)
+    return dataclasses.replace(spec, disks=disks.of_sandbox(handover, spec))
 
 
 def _sized(handover: Handover, spec: VmSpec, host: Size) -> VmSpec:

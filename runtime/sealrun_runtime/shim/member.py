@@ -333,12 +333,13 @@ class Member:
         copied = sharing.planned(self.handover).copied
         files = request.files(container, copied)
         self._copies = Copies(container, files)
+        disks: dict[int, str] = {}
         if self._sandbox.disks is not None:
-            await self._sandbox.disks.hold(self.id, container.block_devices)
+            disks = await self._sandbox.disks.hold(self.id, container.block_devices)
         self._in_guest = True
         done = await self._sandbox.agent.request(
             lambda number: request.create_container(
-                number, self.handover, self._oci_config, process, files
+                number, self.handover, self._oci_config, process, files, disks=disks
             ),
             agent.CREATE_SECONDS,
         )

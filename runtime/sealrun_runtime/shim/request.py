@@ -33,8 +33,10 @@ def create_container(
     oci_config: bytes,
     process: Process,
     copies: Mapping[int, File],
+    *,
+    disks: Mapping[int, str],
 ) -> CreateContainer:
-    """copies: by index of the mount."""
+    """copies: by index of the mount. disks: their names in the guest, by index of the device."""
     container = handover.container
     plan = sharing.planned(handover)
     return CreateContainer(
@@ -48,7 +50,7 @@ def create_container(
         shared_mounts=plan.shared,
         files=dict(copies),
         volumes=handover.volumes,
-        disks={device.index: device.serial for device in container.block_devices},
+        disks=dict(disks),
         shm_bytes=shm_bytes(container),
         joins=pod.joins(container, handover.pod),
         stdin=process.ids.stdin,

@@ -79,6 +79,52 @@ def test_what_the_device_says_counts_too(system: str) -> None:
     ]
 
 
+def persistent(system: str, number: str, sectors: int, dax: str, partition: str = "") -> None:
+    """A device of the host's, as Linux shows one."""
+    place = Path(system, number)
+    if partition:
+        (place.parent / f"{number}-of" / "queue").mkdir(parents=True)
+        (place.parent / f"{number}-of" / partition).mkdir()
+        place.symlink_to(f"{number}-of/{partition}")
+        (place / "partition").write_text("1\n")
+        (place / "../queue/dax").write_text(dax)
+    else:
+        (place / "queue").mkdir(parents=True)
+        (place / "queue/dax").write_text(dax)
+    for name, text in (("uevent", "DEVNAME=pmem0\n"), ("ro", "0\n"), ("size", f"{sectors}\n")):
+        (place / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("dax", "partition", "expected"),
+    [
+        ("1\n", "", 4096 * 512),
+        ("1\n", "pmem0p1", 4096 * 512),
+        ("0\n", "", 0),  # sector mode, or any other device
+        ("0\n", "sda1", 0),
+    ],
+)
+def test_persistent_memory_is_what_the_kernel_says(
+    system: str, dax: str, partition: str, expected: int
+) -> None:
+    persistent(system, "259:0", 4096, dax, partition)
+    (found,) = block_devices.found(container(device(major=259, minor=0)), system)
+    assert found.pmem_bytes == expected
+
+
+def test_a_kernel_that_does_not_say_has_none(system: str) -> None:
+    (found,) = block_devices.found(container(device()), system)
+    assert found.pmem_bytes == 0
+
+
+def test_how_much_of_it_the_host_has(system: str) -> None:
+    assert block_devices.pmem_bytes(system) == 0
+    persistent(system, "259:0", 4096, "1\n")
+    persistent(system, "259:1", 8192, "1\n")
+    persistent(system, "259:2", 8192, "0\n")
+    assert block_devices.pmem_bytes(system) == 12288 * 512
+
+
 def test_serials_fit() -> None:
     (largest,) = container(device(major=4095, minor=(1 << 20) - 1)).block_devices
     assert len(largest.serial) <= 20  # VIRTIO_BLK_ID_BYTES

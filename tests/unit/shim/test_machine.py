@@ -7,6 +7,7 @@ from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.settings import Config, VmSettings
 from sealrun_runtime.shim import machine
+from sealrun_runtime.shim.machine import Host
 from sealrun_vmm import growth
 from sealrun_vmm.assets import GuestImage
 from sealrun_vmm.errors import HostUnfit
@@ -28,13 +29,13 @@ HANDOVER = Handover(
 )
 
 
-HOST = Size(cpus=8, memory_mib=16384)
+HOST = Host(Size(cpus=8, memory_mib=16384))
 
 
 def test_settings_become_the_vm() -> None:
     spec = machine.vm_spec(HANDOVER, IMAGE, Accelerator.TCG, Launch(), HOST)
     assert (spec.name, spec.cpus, spec.memory_mib) == ("c1", 3, 777)
-    assert (spec.max_cpus, spec.max_memory_mib) == HOST
+    assert (spec.max_cpus, spec.max_memory_mib) == HOST.size
     assert (spec.kernel, spec.initrd) == ("/g/vmlinux", "/g/initrd")
     assert spec.accelerator is Accelerator.TCG
     assert spec.tee is Tee.NONE
@@ -90,7 +91,7 @@ def test_the_operator_says_how_large_a_vm_becomes() -> None:
 
 def test_only_a_vm_that_can_grow_is_told_how() -> None:
     assert "memhp" in machine.vm_spec(HANDOVER, IMAGE, Accelerator.KVM, Launch(), HOST).cmdline
-    small = machine.vm_spec(HANDOVER, IMAGE, Accelerator.KVM, Launch(), Size(1, 128))
+    small = machine.vm_spec(HANDOVER, IMAGE, Accelerator.KVM, Launch(), Host(Size(1, 128)))
     assert "memhp" not in small.cmdline
     assert (small.max_cpus, small.max_memory_mib) == (3, 777)
 
@@ -98,9 +99,9 @@ def test_only_a_vm_that_can_grow_is_told_how() -> None:
 def test_demands_add_up() -> None:
     settings = VmSettings(cpus=1, memory=512)
     demands = [Demand(memory=100 << 20, quota=70_000), Demand(quota=30_000), Demand()]
-    assert machine.size_for(settings, demands, HOST) == (1, 612)
-    assert machine.size_for(settings, [*demands, Demand(quota=1)], HOST) == (2, 612)
-    assert machine.size_for(settings, [], HOST) == (1, 512)
+    assert machine.size_for(settings, demands, HOST.size) == (1, 612)
+    assert machine.size_for(settings, [*demands, Demand(quota=1)], HOST.size) == (2, 612)
+    assert machine.size_for(settings, [], HOST.size) == (1, 512)
 
 
 def test_no_guest_image_is_the_hosts_fault() -> None:

@@ -49,6 +49,17 @@ SPECS = {
         later_devices=2,
         shares=(Share(socket="share.sock", tag="bundle"),),
     ),
+    "pmem": dataclasses.replace(
+        PLAIN,
+        max_memory_mib=1024,
+        disks=(
+            Disk(serial="block-259-0", readonly=False, pmem_bytes=64 << 20),
+            Disk(serial="block-7-0", readonly=True),
+        ),
+        nodes=6,
+        pmem_mib=4096,
+        later_devices=1,
+    ),
     "snp": dataclasses.replace(
         PLAIN,
         accelerator=Accelerator.KVM,

@@ -11,7 +11,7 @@ from fixtures.simulated_hypervisor import BUSY, tap
 from sealrun_vmm.cloud_hypervisor import machine as machines
 from sealrun_vmm.cloud_hypervisor.machine import CloudHypervisorMachine
 from sealrun_vmm.errors import ChangeFailed, LaunchFailed
-from sealrun_vmm.spec import Disk, Nic
+from sealrun_vmm.spec import PMEM_STEP, Disk, Nic
 
 MISBEHAVIOURS = {
     "die": "gave no answer to {call}: ",
@@ -20,6 +20,7 @@ MISBEHAVIOURS = {
 }
 PATIENCE = 1.0  # instead of what a VMM has to answer while its guest runs
 DISK = Disk(serial="block-7-1", readonly=True)
+PMEM = Disk(serial="block-7-1", readonly=False, pmem_bytes=PMEM_STEP)
 
 Change = Callable[[CloudHypervisorMachine, int], Awaitable[None]]
 
@@ -36,6 +37,15 @@ async def add_disk(machine: CloudHypervisorMachine, _: int) -> None:
     await machine.add_disk(DISK)
 
 
+async def add_pmem(machine: CloudHypervisorMachine, _: int) -> None:
+    await machine.add_disk(PMEM)
+
+
+async def find_pmem(machine: CloudHypervisorMachine, _: int) -> None:
+    await machine.add_disk(PMEM)
+    await machine.pmem_address(PMEM.serial)
+
+
 async def remove_nic(machine: CloudHypervisorMachine, descriptor: int) -> None:
     await add_nic(machine, descriptor)
     await machine.remove_nic("nic9")
@@ -49,6 +59,8 @@ async def remove_disk(machine: CloudHypervisorMachine, _: int) -> None:
 CALLS = {
     add_nic: "vm.add-net",
     add_disk: "vm.add-disk",
+    add_pmem: "vm.add-pmem",
+    find_pmem: "vm.info",
     remove_nic: "vm.remove-device",
     remove_disk: "vm.remove-device",
 }

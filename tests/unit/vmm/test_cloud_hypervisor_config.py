@@ -45,6 +45,15 @@ EVERYTHING = dataclasses.replace(
 SPECS = {
     "plain": PLAIN,
     "everything": EVERYTHING,
+    "pmem": dataclasses.replace(
+        PLAIN,
+        disks=(
+            Disk(serial="block-259-0", readonly=False, pmem_bytes=64 << 20),
+            Disk(serial="block-7-0", readonly=True),
+        ),
+        nodes=6,
+        pmem_mib=4096,
+    ),
     "no-landlock": dataclasses.replace(PLAIN, landlock=False),
     "snp": dataclasses.replace(
         PLAIN,
@@ -60,11 +69,14 @@ SPECS = {
 def calls(spec: VmSpec) -> list[tuple[str, dict[str, object]]]:
     """The calls with a body, in order."""
     nets = [config.net_config(f"nic{index}", nic) for index, nic in enumerate(spec.nics)]
-    disks = [config.disk_config(spec, disk) for disk in spec.disks]  # as one that comes later
+    # As those that come later.
+    disks = [config.disk_config(spec, disk) for disk in spec.disks if not disk.pmem_bytes]
+    pmem = [config.pmem_config(spec, disk) for disk in spec.disks if disk.pmem_bytes]
     return [
         ("vm.create", config.vm_config(spec)),
         *(("vm.add-net", net) for net in nets),
         *(("vm.add-disk", disk) for disk in disks),
+        *(("vm.add-pmem", one) for one in pmem),
     ]
 
 

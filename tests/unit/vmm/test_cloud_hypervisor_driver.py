@@ -26,7 +26,7 @@ from sealrun_vmm.errors import (
     SpecRefused,
     VmmError,
 )
-from sealrun_vmm.spec import Disk, Nic, VmSpec
+from sealrun_vmm.spec import PMEM_STEP, Disk, Nic, VmSpec
 
 # --- ends ----------------------------------------------------------------------------------------
 
@@ -203,6 +203,31 @@ def test_disks_come_and_go(boot, tmp_path: Path) -> None:
 
     try:
         assert boot(use, disks=(born,), nodes=nodes).orderly
+    finally:
+        os.close(nodes)
+
+
+def test_persistent_memory_comes_and_goes(boot, tmp_path: Path) -> None:
+    """And where it lies is told, whether the VM was born with it or not."""
+    for name in ("block-259-0", "block-259-1"):
+        (tmp_path / name).write_bytes(bytes(PMEM_STEP))
+    nodes = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    born = Disk(serial="block-259-0", readonly=False, pmem_bytes=PMEM_STEP)
+    later = Disk(serial="block-259-1", readonly=False, pmem_bytes=PMEM_STEP)
+
+    async def use(machine: CloudHypervisorMachine) -> None:
+        with pytest.raises(ChangeFailed, match=r"refused vm\.add-pmem: .*multiple of 2MiB"):
+            await machine.add_disk(dataclasses.replace(later, pmem_bytes=PMEM_STEP + 1))
+        await machine.add_disk(later)
+        for disk in (born, later):
+            assert await machine.pmem_address(disk.serial) % PMEM_STEP == 0
+            await machine.remove_disk(disk.serial)
+        # One that does not know its own devices is of no use.
+        with pytest.raises(ChangeFailed, match="does not say where block-259-0 lies"):
+            await machine.pmem_address(born.serial)
+
+    try:
+        assert not boot(use, disks=(born,), nodes=nodes, pmem_mib=4).orderly
     finally:
         os.close(nodes)
 

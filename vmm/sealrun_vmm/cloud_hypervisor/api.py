@@ -39,6 +39,27 @@ class _Info(msgspec.Struct, frozen=True):
     memory_actual_size: int
 
 
+class _Range(msgspec.Struct, frozen=True):
+    base: int
+    size: int
+
+
+class _Resource(msgspec.Struct, frozen=True):
+    """Of the kinds of resources that a device may have, the one that is looked at."""
+
+    range: _Range | None = msgspec.field(name="MmioAddressRange", default=None)
+
+
+class _Node(msgspec.Struct, frozen=True):
+    resources: tuple[_Resource, ...] = ()
+
+
+class _Tree(msgspec.Struct, frozen=True):
+    """Of what it tells of the VM, the devices, by their names."""
+
+    device_tree: dict[str, msgspec.Raw]
+
+
 class Api:
     """One VMM's interface. Each call may raise ApiError; how long it may take is the caller's."""
 
@@ -76,6 +97,10 @@ class Api:
         """Add a DiskConfig to the running VM."""
         await self._call("PUT", "vm.add-disk", config)
 
+    async def add_pmem(self, config: Mapping[str, object]) -> None:
+        """Add a PmemConfig to the running VM."""
+        await self._call("PUT", "vm.add-pmem", config)
+
     async def remove_device(self, name: str) -> None:
         """Take a device out of the running VM."""
         await self._call("PUT", "vm.remove-device", {"id": name})
@@ -98,6 +123,17 @@ class Api:
             return msgspec.json.decode(body, type=_Info).memory_actual_size
         except msgspec.DecodeError as error:
             raise ApiError("gave an answer to vm.info that cannot be read") from error
+
+    async def address(self, name: str) -> int:
+        """Where in the guest's physical memory the memory of a device begins."""
+        body = await self._call("GET", "vm.info")
+        try:
+            found = msgspec.json.decode(body, type=_Tree).device_tree[name]
+            resources = msgspec.json.decode(found, type=_Node).resources
+            return next(one.range.base for one in resources if one.range is not None)
+        except (msgspec.DecodeError, KeyError, StopIteration) as error:
+            text = f"gave an answer to vm.info that does not say where {name} lies"
+            raise ApiError(text) from error
 
     async def shut_down(self) -> None:
         """End the VM and the VMM."""

@@ -30,6 +30,9 @@ GUEST_SOCKET: Final = f"{VSOCK}_{CHANNEL_VSOCK_PORT}"  # where the VMM connects 
 GUEST_CID: Final = 3  # the first one that is not reserved; it names the guest to itself only
 
 _MIB: Final = 1 << 20
+# It lays persistent memory at the end of the address space, and Linux maps, with KASLR, 10 TiB beyond the
+# end of its memory and no more.
+_PMEM_PHYS_BITS: Final = 43
 
 
 def command(binary: str, api: int, events: int) -> list[str]:
@@ -54,6 +57,7 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
             "boot_vcpus": spec.cpus,
             "max_vcpus": growth.largest(spec).cpus,
             "nested": False,
+            **({"max_phys_bits": _PMEM_PHYS_BITS} if spec.pmem_mib else {}),
         },
         "memory": _memory(spec),
         "payload": confidential.payload(spec),
@@ -71,11 +75,13 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
     if spec.tee is Tee.NONE:
         # It never takes memory; by it the guest gives back what it does not use.
         config["balloon"] = {"id": "balloon", "size": 0, "free_page_reporting": True}
-    disks = [disk_config(spec, disk) for disk in spec.disks]
+    disks = [disk_config(spec, disk) for disk in spec.disks if not disk.pmem_bytes]
     if spec.scratch != NO_SCRATCH:
         disks.append(_disk(f"/proc/self/fd/{spec.scratch}", SCRATCH_SERIAL, readonly=False))
     if disks:
         config["disks"] = disks
+    if pmem := [pmem_config(spec, disk) for disk in spec.disks if disk.pmem_bytes]:
+        config["pmem"] = pmem
     if spec.nodes != NO_NODES:
         # For disks that come later; that of what stands here the VMM knows itself.
         config["landlock_rules"] = [{"path": f"/proc/self/fd/{spec.nodes}", "access": "rw"}]
@@ -103,6 +109,11 @@ def net_config(name: str, nic: Nic) -> dict[str, Any]:
 def disk_config(spec: VmSpec, disk: Disk) -> dict[str, Any]:
     """The DiskConfig of a block device of the host, which is called as its serial says."""
     return _disk(spec.node(disk), disk.serial, readonly=disk.readonly)
+
+
+def pmem_config(spec: VmSpec, disk: Disk) -> dict[str, Any]:
+    """The PmemConfig of a block device of the host that is persistent memory."""
+    return {"id": disk.serial, "file": spec.node(disk), "size": disk.pmem_bytes}
 
 
 def _disk(path: str, serial: str, *, readonly: bool) -> dict[str, Any]:

@@ -116,11 +116,18 @@ class CloudHypervisorMachine:
 
     async def add_disk(self, disk: Disk) -> None:
         """See Machine."""
-        await self._ask(self.api.add_disk(config.disk_config(self._spec, disk)))
+        if disk.pmem_bytes:
+            await self._ask(self.api.add_pmem(config.pmem_config(self._spec, disk)))
+        else:
+            await self._ask(self.api.add_disk(config.disk_config(self._spec, disk)))
 
     async def remove_disk(self, serial: str) -> None:
         """See Machine."""
         await self._ask(self.api.remove_device(serial))
+
+    async def pmem_address(self, serial: str) -> int:
+        """See Machine."""
+        return await self._ask(self.api.address(serial))
 
     def last_words(self) -> str:
         """The line of the VMM's log that best tells why it ended: the last one about an error, else

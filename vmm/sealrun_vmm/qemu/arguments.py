@@ -62,15 +62,16 @@ def arguments(binary: str, spec: VmSpec, control: int = NO_CONTROL) -> list[str]
     for index in range(len(spec.disks) + spec.later_devices):
         command += _port(index)
     for index, disk in enumerate(spec.disks):
-        node, device = disk_in_port(index, spec.node(disk), disk)
-        command += ["-blockdev", json.dumps(node), "-device", json.dumps(device)]
+        back_end = back_end_of(spec, disk)
+        option = "-object" if disk.pmem_bytes else "-blockdev"
+        command += [option, json.dumps(back_end), "-device", json.dumps(disk_in_port(index, disk))]
     return command
 
 
 def _machine(spec: VmSpec) -> list[str]:
     machine = _MACHINE + confidential.machine_options(spec)
     size = f"{spec.memory_mib}M"
-    if room := growth.room_mib(spec):
+    if room := growth.room_mib(spec) + spec.pmem_mib:
         size += f",maxmem={spec.memory_mib + room}M"
     memory = ["-m", size]
     # virtiofsd maps the guest's memory; of an SNP guest's, KVM takes the private part away.
@@ -110,27 +111,37 @@ def _channel(spec: VmSpec) -> list[str]:
     ]
 
 
-def disk_in_port(port: int, path: str, disk: Disk) -> tuple[dict[str, object], dict[str, object]]:
-    """A block device of the host that is plugged into a port: the arguments of blockdev-add and
-    device_add. An error of it is told to the guest instead of stopping the VM."""
-    node: dict[str, object] = {
+def back_end_of(spec: VmSpec, disk: Disk) -> dict[str, object]:
+    """What a block device of the host is to QEMU, called as its serial: the arguments of blockdev-add, or for
+    persistent memory those of object-add."""
+    path = spec.node(disk)
+    if disk.pmem_bytes:
+        backing = {"mem-path": path, "size": disk.pmem_bytes, "share": True}
+        return {"qom-type": "memory-backend-file", "id": disk.serial, **backing}
+    return {
         "driver": "raw",
         "node-name": disk.serial,
         "read-only": disk.readonly,
         "discard": "unmap",
         "file": {"driver": "host_device", "filename": path},
     }
-    device: dict[str, object] = {
+
+
+def disk_in_port(port: int, disk: Disk) -> dict[str, object]:
+    """A block device of the host that is plugged into a port: the arguments of device_add. An error of a
+    disk is told to the guest instead of stopping the VM."""
+    place: dict[str, object] = {"bus": f"port{port}", "disable-legacy": "on"}
+    if disk.pmem_bytes:
+        return {"driver": "virtio-pmem-pci", "id": disk.serial, "memdev": disk.serial, **place}
+    return {
         "driver": "virtio-blk-pci",
         "id": disk.serial,
         "drive": disk.serial,
         "serial": disk.serial,
-        "bus": f"port{port}",
         "werror": "report",
         "rerror": "report",
-        "disable-legacy": "on",
+        **place,
     }
-    return node, device
 
 
 def _scratch(spec: VmSpec) -> list[str]:

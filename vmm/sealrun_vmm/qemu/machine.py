@@ -10,7 +10,7 @@ from sealrun_vmm import growth, guest, process
 from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.errors import ChangeFailed, SpecRefused
 from sealrun_vmm.growth import Size
-from sealrun_vmm.qemu.arguments import GROWTH, disk_in_port, nic_in_port
+from sealrun_vmm.qemu.arguments import GROWTH, back_end_of, disk_in_port, nic_in_port
 from sealrun_vmm.qemu.qmp import Lost, Qmp
 from sealrun_vmm.spec import Disk, Nic, VmSpec
 
@@ -28,6 +28,18 @@ class _Slot(msgspec.Struct, frozen=True):
     type: str
     props: dict[str, int]
     path: str | None = msgspec.field(name="qom-path", default=None)
+
+
+class _MemoryDevice(msgspec.Struct, frozen=True):
+    """Of what QEMU tells of one, what is looked at."""
+
+    class Data(msgspec.Struct, frozen=True):
+        """id: of the device."""
+
+        id: str = ""
+        memaddr: int = 0
+
+    data: Data
 
 
 class QemuMachine:
@@ -78,13 +90,25 @@ class QemuMachine:
     async def add_disk(self, disk: Disk) -> None:
         """See Machine."""
         port = self._free_port()
-        node, device = disk_in_port(port, self._spec.node(disk), disk)
-        await self._execute("blockdev-add", node)
-        await self._plug(port, device, ("blockdev-del", {"node-name": disk.serial}))
+        add = "object-add" if disk.pmem_bytes else "blockdev-add"
+        await self._execute(add, back_end_of(self._spec, disk))
+        undo: _Command = ("blockdev-del", {"node-name": disk.serial})
+        if disk.pmem_bytes:
+            undo = ("object-del", {"id": disk.serial})
+        await self._plug(port, disk_in_port(port, disk), undo)
 
     async def remove_disk(self, serial: str) -> None:
         """See Machine."""
         await self._unplug(serial, ("blockdev-del", {"node-name": serial}))
+
+    async def pmem_address(self, serial: str) -> int:
+        """See Machine."""
+        said = await self._execute("query-memory-devices", {})
+        try:
+            devices = msgspec.convert(said, list[_MemoryDevice])
+            return next(one.data.memaddr for one in devices if one.data.id == serial)
+        except (msgspec.ValidationError, StopIteration) as error:
+            raise await self._lost(f"qemu does not say where {serial} lies") from error
 
     def _free_port(self) -> int:
         """Raises SpecRefused."""

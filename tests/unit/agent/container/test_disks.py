@@ -2,6 +2,7 @@
 takes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,9 @@ def test_rules_mean_the_container_s_disks(given: list[Any], made: list[Any]) -> 
         ([SDA], {-1: "block-8-0"}, "linux.devices[-1]: there is no such block device"),
         ([NULL], {0: "block-8-0"}, "linux.devices[0]: there is no such block device"),
         ([SDA], {0: "scratch"}, "linux.devices[0]: 'scratch' names no disk of a container"),
+        ([SDA], {0: "pmem-"}, "linux.devices[0]: 'pmem-' names no disk of a container"),
+        ([SDA], {0: "pmem-1x"}, "linux.devices[0]: 'pmem-1x' names no disk of a container"),
+        ([SDA], {0: "pmem-../vda"}, "linux.devices[0]: 'pmem-../vda' names no disk"),
         ([SDA], {0: "block-8-0\n"}, "linux.devices[0]: 'block-8-0\\n' names no disk"),
         ([SDA | {"path": "/dev/../x"}], {0: "block-8-0"}, "linux.devices[0].path: '/dev/../x'"),
         ([SDA | {"path": "/"}], {0: "block-8-0"}, "linux.devices[0].path: '/' is no place"),
@@ -128,3 +132,25 @@ def test_a_disk_is_found_by_its_serial_and_awaited(tmp_path: Any) -> None:
     assert disks.number("block-8-0", load, directory=str(tmp_path)) == (254, 16)
     with pytest.raises(StartError, match="the VM has no disk 'block-8-1'"):
         disks.number("block-8-1", directory=str(tmp_path), seconds=0)
+
+
+def test_persistent_memory_is_found_by_where_its_region_begins(tmp_path: Path) -> None:
+    """Whatever its namespace holds: what Linux makes of that may begin elsewhere."""
+    blocks = tmp_path / "block"
+    blocks.mkdir()
+
+    def add(name: str, region: str, number: str) -> None:
+        place = tmp_path / f"devices/{region}/namespace0.0/block" / name
+        place.mkdir(parents=True)
+        (place / "dev").write_text(f"{number}\n")
+        (place / "device").symlink_to("../..")
+        (place / "../../resource").write_text("0x1\n")
+        (blocks / name).symlink_to(place)
+
+    add("pmem0", "region0", "259:0")
+    add("pmem1", "region1", "259:1")
+    (tmp_path / "devices/region0/resource").write_text("0x140000000\n")
+    (tmp_path / "devices/region1/resource").write_text("nonsense\n")
+    assert disks.number("pmem-140000000", directory=str(blocks)) == (259, 0)
+    for name in ("pmem-1", "pmem-40000000", "pmem-", "", "0x140000000"):
+        assert disks.find(name, str(blocks)) == ""
