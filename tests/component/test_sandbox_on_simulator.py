@@ -38,7 +38,7 @@ from system.test_vm_life import (  # noqa: F401 - they are collected here
     SETTINGS,
     test_a_paused_container_whose_vmm_is_killed,
     test_a_vm_that_hangs_does_not_hold_up_a_delete,
-    test_a_vm_that_hangs_is_ended,
+    test_a_vm_that_was_frozen_catches_up_and_one_that_hangs_is_ended,
     test_the_vmm_is_killed,
 )
 

@@ -65,6 +65,7 @@ APPLETS = (
     "env",
     "hostname",
     "head",
+    "date",
     "dd",
     "ls",
     "mount",

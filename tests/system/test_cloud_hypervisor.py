@@ -53,7 +53,7 @@ from system.test_vm_life import (  # noqa: F401 - they are collected here
     test_a_paused_container_whose_vmm_is_killed,
     test_a_vm_is_as_large_as_its_container_is_allowed,
     test_a_vm_that_hangs_does_not_hold_up_a_delete,
-    test_a_vm_that_hangs_is_ended,
+    test_a_vm_that_was_frozen_catches_up_and_one_that_hangs_is_ended,
     test_the_vm_grows_and_shrinks_with_the_limits,
     test_the_vmm_is_killed,
 )
