@@ -149,6 +149,13 @@ def test_an_emulated_guest_has_a_clock_that_needs_no_calibration() -> None:
     assert "clocksource=acpi_pm" not in cmdline.base(Accelerator.KVM).split()
 
 
+def test_only_a_guest_that_can_grow_goes_without_bounce_buffers() -> None:
+    # A TEE's cannot grow, and all of its devices need them.
+    words = cmdline.base(Accelerator.KVM)
+    assert "swiotlb" not in words
+    assert "swiotlb=noforce" in cmdline.growing(words).split()
+
+
 @pytest.mark.parametrize("accelerator", Accelerator)
 def test_a_panic_ends_the_vm(accelerator: Accelerator) -> None:
     assert "panic=-1" in cmdline.base(accelerator).split()
