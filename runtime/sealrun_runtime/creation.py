@@ -22,6 +22,7 @@ from sealrun_runtime import (
     installation,
     joining,
     leftovers,
+    open_files,
     pid_file,
     sharing,
     shim_process,
@@ -141,6 +142,7 @@ def create(
     console_socket: where the master of the container's terminal goes; without one the caller gets
     it. Raises SealrunError; then nothing is left of the container."""
     hold_back()
+    open_files.provide()
     with sharing.open_sources(prepared.handover.container, prepared.plan) as sources:
         directory = store.make_container(os.path.abspath(invocation.root), prepared.handover.id)
         try:

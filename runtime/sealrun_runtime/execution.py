@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Final, NamedTuple
 
-from sealrun_runtime import handover, leftovers, pid_file, stand_in, store
+from sealrun_runtime import handover, leftovers, open_files, pid_file, stand_in, store
 from sealrun_runtime.client import Connection
 from sealrun_runtime.commands import state
 from sealrun_runtime.errors import (
@@ -49,6 +49,7 @@ def execute(directory: store.Directory, request: Request, *, detached: bool) -> 
     are passed on. Raises WrongState where the container does not run, Reported, HostError,
     InvalidRequest."""
     hold_back()
+    open_files.raise_limit()
     executed = _begin(directory, request)
     if detached:
         return 0
@@ -161,7 +162,9 @@ def _end(directory: store.Directory, pid: int) -> None:
     somebody still holds is killed."""
     stand_in_ended = os.pidfd_open(pid)
     try:
-        if not select.select([stand_in_ended], [], [], LINK_SECONDS)[0]:
+        poller = select.poll()
+        poller.register(stand_in_ended, select.POLLIN)
+        if not poller.poll(LINK_SECONDS * 1000):
             os.kill(pid, signal.SIGKILL)
     finally:
         os.close(stand_in_ended)

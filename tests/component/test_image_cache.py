@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from fixtures import layers
+from fixtures import descriptors, layers
 from fixtures import registry as registries
 from fixtures.pulling import Puller
 from fixtures.registry import Registry
@@ -51,6 +51,11 @@ class Image:
 
     def policy(self) -> ImagePolicy:
         return ImagePolicy((self.registry.address,))
+
+    def largest(self) -> tuple[Blob, Path]:
+        """Its largest layer, and the registry's file of it."""
+        path = max(self.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
+        return Blob(f"sha256:{path.parent.name}", path.stat().st_size, self.digest), path
 
     def requests(self) -> int:
         return self.registry.requests(f"/v2/{self.name}/")
@@ -127,8 +132,7 @@ def test_two_hosts_processes_fill_a_blob_once(image: Image, tmp_path: Path) -> N
     """Readers with caches, upstreams and descriptors of their own, as shims have."""
     manifest = layers.digest(image.registry.blob(image.digest).read_bytes())
     assert manifest == image.digest
-    largest = max(image.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
-    blob = Blob(f"sha256:{largest.parent.name}", largest.stat().st_size, image.digest)
+    blob, largest = image.largest()
     received: list[bytes] = []
 
     def read() -> None:
@@ -167,12 +171,12 @@ def test_a_fill_that_fails_is_an_error_and_leaves_nothing(image: Image, tmp_path
 def test_skopeo_goes_when_nothing_is_wanted_of_it(
     image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever numbers the descriptors of its pipes have."""
     monkeypatch.setattr("sealrun_runtime.cache.upstream.IDLE_SECONDS", 0.2)
-    largest = max(image.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
-    digest, size = f"sha256:{largest.parent.name}", largest.stat().st_size
-    with closing(upstream(image)) as source:
+    blob, largest = image.largest()
+    with descriptors.many_open(), closing(upstream(image)) as source:
         for _ in range(2):  # and comes back
-            chunks = source.blob(image.digest, digest, size)
+            chunks = source.blob(image.digest, blob.digest, blob.size)
             first = next(chunks)
             assert _skopeos()
             assert first + b"".join(chunks) == largest.read_bytes()
@@ -202,8 +206,7 @@ with Cache(sys.argv[1], 1 << 26).fill(sys.argv[2], int(sys.argv[3])) as filling:
 
 def test_a_reader_outlives_the_shim_that_fills(image: Image, tmp_path: Path) -> None:
     """kill -9 in the middle: whoever waits for the rest fetches it, and goes on where it was."""
-    largest = max(image.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
-    blob = Blob(f"sha256:{largest.parent.name}", largest.stat().st_size, image.digest)
+    blob, largest = image.largest()
     cache = Cache(str(tmp_path / "cache"), 64 << 20)
     given = [str(tmp_path / "cache"), blob.digest, str(blob.size), str(largest)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -239,8 +242,7 @@ def test_a_full_disk_ends_the_delivery_and_leaves_nothing(image: Image, tmp_path
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)], check=True)
     try:
         cache = Cache(str(directory), 64 << 20)
-        largest = max(image.registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
-        blob = Blob(f"sha256:{largest.parent.name}", largest.stat().st_size, image.digest)
+        blob, _ = image.largest()
         said: list[str] = []
         near, far = socket.socketpair()
         with near, far, closing(upstream(image)) as source:

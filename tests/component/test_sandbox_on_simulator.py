@@ -6,6 +6,7 @@ against runc, and of test_vm_life.py. What follows them here is what no real VM 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -272,3 +273,33 @@ def test_a_killed_exec_leaves_nobody_to_be_reaped(
         os.kill(int(file.read_text()), signal.SIGKILL)
     wait_until(lambda: oci.descendants(first) == [])
     assert runtime("exec", "c1", "/bin/true").ok
+
+
+def _limited(runtime: oci.Runtime, limit: str, directory: Path) -> oci.Runtime:
+    """The same, called by an engine with this `ulimit`."""
+    wrapper = directory / "limited"
+    wrapper.write_text(f'#!/bin/sh\nulimit {limit} && exec {runtime.binary} "$@"\n')
+    wrapper.chmod(0o755)
+    return dataclasses.replace(runtime, binary=str(wrapper))
+
+
+def test_a_small_soft_limit_of_open_files_is_raised(
+    runtime: oci.Runtime, make, tmp_path: Path
+) -> None:
+    """A shim and a hypervisor need more than 20."""
+    limited = _limited(runtime, "-Sn 12", tmp_path)
+    limited.run(make("sleep 1000"))
+    done = limited("exec", "c1", "sh", "-c", "exit 7")
+    assert done.status == 7, done.stderr
+
+
+def test_a_small_hard_limit_of_open_files_is_named(
+    runtime: oci.Runtime, make, tmp_path: Path
+) -> None:
+    created = _limited(runtime, "-n 20", tmp_path).create(make("sleep 1000"), "c1")
+    text = (
+        "sealrun: cannot start a VM where a process may have no more than 20 files open; give the engine a "
+        "hard limit of 128 or more (ulimit -Hn, LimitNOFILE= of its unit)\n"
+    )
+    assert (created.status, created.stderr) == (1, text)
+    assert not runtime.root.exists() or not os.listdir(runtime.root)

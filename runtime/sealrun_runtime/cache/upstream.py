@@ -196,7 +196,9 @@ class _Proxy:
 
 
 def _read(pipe: int, count: int) -> bytes:
-    if not select.select([pipe], [], [], SECONDS)[0]:
+    poller = select.poll()
+    poller.register(pipe, select.POLLIN)
+    if not poller.poll(SECONDS * 1000):
         raise CacheFailed(f"the registry sent nothing for {SECONDS:.0f} s")
     return os.read(pipe, min(count, CHUNK_BYTES))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import oci
+from fixtures import descriptors, oci
 from fixtures.cli import World
 
 pytestmark = pytest.mark.root
@@ -126,6 +126,14 @@ def test_a_program_that_is_not_run_leaves_nobody_to_be_reaped(world: World) -> N
     for _ in range(3):
         assert world("exec", "c1", "nothing").returncode == 127
     assert oci.descendants(first) == []
+
+
+def test_an_exec_of_an_engine_with_many_open_files(world: World) -> None:
+    """Engines leak descriptors into what they call: those of a shim or a stand-in then have high numbers."""
+    running(world)
+    with descriptors.many_open() as opened:
+        assert world("exec", "c1", "nothing", pass_fds=opened).returncode == 127
+    assert stand_ins(world) == 1
 
 
 def stand_ins(world: World) -> int:
