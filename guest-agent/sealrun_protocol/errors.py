@@ -226,7 +226,7 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ),
     ErrorCode.LIMIT_EXCEEDED: ErrorInfo(
         "the image exceeds a limit of the agent",
-        "see the limits in the documentation",
+        "make its layers smaller or fewer, or do without what the text names",
     ),
     ErrorCode.MANIFEST_INVALID: ErrorInfo(
         "the image's manifest or configuration cannot be read",

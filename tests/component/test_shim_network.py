@@ -292,13 +292,21 @@ def test_another_sandboxs_namespace_is_refused(tmp_path: Path, shim: Shim, insid
     ("path", "text"),
     [
         ("/nowhere", "cannot open the network namespace /nowhere: No such file or directory"),
-        ("/proc/1/ns/net", "the network namespace /proc/1/ns/net is that of a process"),
-        ("/proc/self/ns/net", "the network namespace /proc/self/ns/net is that of a process"),
+        (
+            "/proc/1/ns/net",
+            "a VM cannot share the network of another container or process (/proc/1/ns/net)",
+        ),
+        (
+            "/proc/self/ns/net",
+            "a VM cannot share the network of another container or process (/proc/self/ns/net)",
+        ),
     ],
 )
 def test_namespaces_that_are_refused(tmp_path: Path, path: str, text: str) -> None:
     with running(tmp_path, namespaces=(Namespace(type="network", path=path),)) as shim:
-        assert shim.create().error().text == text
+        error = shim.create().error()
+        assert error.text == text
+        assert ("podman run --pod" in error.remedy) == path.startswith("/proc")
         shim.gone()
 
 

@@ -60,7 +60,20 @@ def test_a_later_frame_has_no_larger_window_than_the_first_lets_expect(
     reference = simulator.publish([tar], compression="zstd", blobs=[blob])
     error = puller.refused(reference, ImagePolicy((simulator.address,)))
     assert error.code is ErrorCode.LAYER_MALFORMED
-    assert "too much memory" in str(error)
+    words = (
+        "more than 8 MiB behind a first frame with a smaller one: compress it again, as one frame"
+    )
+    assert words in str(error)
+
+
+def test_a_window_that_is_too_large_is_named(puller: Puller, simulator: Simulator) -> None:
+    """RFC 8878, 3.1.1.1: a frame that says nothing but its window, of 256 MiB; its blocks are never reached."""
+    blob = b"\x28\xb5\x2f\xfd\x00" + bytes([(28 - 10) << 3]) + bytes(64)
+    reference = simulator.publish([layers.tar([])], compression="zstd", blobs=[blob])
+    error = puller.refused(reference, ImagePolicy((simulator.address,)))
+    assert error.code is ErrorCode.LAYER_MALFORMED
+    words = "it has a zstd window of more than 128 MiB: compress it again without --long"
+    assert words in str(error)
 
 
 MEASURED = """

@@ -309,6 +309,7 @@ def test_the_network_of_a_container_that_is_no_vm_is_refused(
     other = runc.start(["sh", "-c", SERVE], {}, "--network", ONE, *LIMITS, image=ORACLE)
     ended = podman.run(["true"], annotations, "--network", f"container:{other}")
     assert ended.status == 126
-    assert "is that of a process; give the container a network of its own" in ended.error
+    assert "cannot share the network of another container or process" in ended.error
+    assert "put both into one pod" in ended.error
     template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     assert b"served" in _ask((runc.inspect(other, template), 80))

@@ -152,7 +152,7 @@ def _unzstd(chunks: Chunks, what: str) -> Chunks:
             try:
                 out = reader.read(CHUNK_BYTES)
             except zstandard.ZstdError as error:
-                raise _malformed(what, f"zstd: {error}") from error
+                raise _malformed(what, _words(error, most)) from error
             if not out:
                 break
             yield out
@@ -173,6 +173,16 @@ def _window(begin: bytes) -> Iterator[int]:
         return
     with _large_window:
         yield limits.ZSTD_WINDOW_BYTES
+
+
+def _words(error: Exception, most: int) -> str:
+    """What went wrong, and what to do about a window that is too large. most: as `_window` said."""
+    if "too much memory" not in str(error):
+        return f"zstd: {error}"
+    window = f"it has a zstd window of more than {most // limits.MIB} MiB"
+    if most == limits.ZSTD_WINDOW_BYTES:
+        return f"{window}: compress it again without --long"
+    return f"{window} behind a first frame with a smaller one: compress it again, as one frame"
 
 
 def _malformed(what: str, cause: str) -> VerifyError:

@@ -27,8 +27,8 @@ from sealrun_runtime.store import Directory
 NETWORK_SECONDS: Final = 60.0  # until a description counts as not answered
 HOST_REMEDY: Final = "give the container a network of its own"
 PROCESS_REMEDY: Final = (
-    "give the container a network of its own; containers that share one network are one pod, whose "
-    "infra container has to run under sealrun too"
+    "put both into one pod, all of it under sealrun (podman run --pod instead of --network container:), or "
+    "give this one a network of its own"
 )
 SETTLE_SECONDS: Final = 0.1  # that changes are gathered before they are acted upon
 
@@ -41,7 +41,8 @@ def of_bundle(handover: Handover, directory: Directory) -> Namespace | None:
         return None
     if path.startswith("/proc/"):
         # Its owner has a network stack there, whose packets a VM would take away.
-        raise HostUnfit(f"the network namespace {path} is that of a process", remedy=PROCESS_REMEDY)
+        text = f"a VM cannot share the network of another container or process ({path})"
+        raise HostUnfit(text, remedy=PROCESS_REMEDY)
     place = _open(path, directory)
     try:
         place.look()
