@@ -5,6 +5,8 @@ The host says which mounts those are and calls each by a name; nothing of it get
 made when the first container wants it, and stays until the VM ends: a container of a pod that is started again finds
 what it wrote. It lies beside the images, so on the scratch disk where the VM has one; those that are to be
 in memory are a tmpfs each.
+
+A part of a volume (Kubernetes' subPath) is bound to a place of the agent's own, for as long as crun needs to mount it (parts.py).
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.volume import Volume
 
-from sealrun_agent import syscall
+from sealrun_agent import parts, syscall
 from sealrun_agent.container.spec import OwnVolume
 from sealrun_agent.errors import AgentError, StartError
 from sealrun_agent.image import space
@@ -35,28 +37,40 @@ class Volumes:
         self._lock = threading.Lock()
         # The container for which each directory was made, and which alone has it yet.
         self._makers: dict[str, str] = {}
+        self._parts: dict[str, str] = {}  # where those of a container are that is being made
 
     def take(self, container: str, wanted: Mapping[str, OwnVolume], rootfs: str) -> dict[str, str]:
         """See surroundings.Volumes. Raises StartError(RUNTIME_FAILED, NO_SPACE,
         SCRATCH_UNUSABLE), and what `disk` raises."""
         if not wanted:
             return {}
-        parent = f"{self._disk()}/volumes"
+        disk = self._disk()
+        seen: set[str] = set()
         taken: dict[str, str] = {}
         with self._lock:
             try:
                 for number, (destination, volume) in wanted.items():
-                    path = f"{parent}/{hashlib.sha256(volume.name.encode()).hexdigest()}"
+                    path = f"{disk}/volumes/{hashlib.sha256(volume.name.encode()).hexdigest()}"
                     if path not in self._makers:
                         self._make(path, volume, rootfs, destination)
                         self._makers[path] = container
-                    elif path not in taken.values():
+                    elif path not in seen:
                         self._makers[path] = _NOBODY_S
+                    seen.add(path)
                     taken[number] = path
+                    if volume.subpath:
+                        place = f"{disk}/parts/{container}"
+                        self._parts[container] = place
+                        taken[number] = parts.bind(path, volume, f"{place}/{number}", destination)
             except BaseException:
                 self._remove_those_of(container)
                 raise
         return taken
+
+    def settle(self, container: str) -> None:
+        """See surroundings.Volumes. Raises StartError(RUNTIME_FAILED)."""
+        with self._lock:
+            self._release_parts_of(container)
 
     def give_up(self, container: str) -> None:
         """See surroundings.Volumes. Raises StartError(RUNTIME_FAILED)."""
@@ -78,7 +92,12 @@ class Volumes:
         except OSError as error:
             raise _failed(error, os.path.dirname(path), destination) from error
 
+    def _release_parts_of(self, container: str) -> None:
+        if (place := self._parts.pop(container, None)) is not None:
+            parts.release(place)
+
     def _remove_those_of(self, container: str) -> None:
+        self._release_parts_of(container)
         for path in [path for path, maker in self._makers.items() if maker == container]:
             del self._makers[path]
             try:

@@ -11,6 +11,8 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: it is in memory instead, `size` bytes at most (0: as much as the kernel gives one).
     copy_up: it begins as a copy, with owner and mode, of what the image has at that place, if it has a
         directory there.
+    subpath: the container has this part of it, a relative path without `.` and `..`; what of it is missing is
+        made, with the volume's mode and owner. Empty: all of it.
     """
 
     name: str
@@ -20,3 +22,4 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: bool = False
     size: int = 0
     copy_up: bool = False
+    subpath: str = ""

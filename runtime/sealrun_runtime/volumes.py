@@ -2,16 +2,19 @@
 makes them by itself, on its own disk (sealrun_protocol/volume.py). The host's directory stays empty.
 
     /…/pods/UID/volumes/kubernetes.io~empty-dir/NAME    kubelet's emptyDir; a tmpfs with medium: Memory
+    /…/pods/UID/volume-subpaths/NAME/CONTAINER/INDEX    a part of it (subPath), which kubelet binds there
     /…/volumes/64 DIGITS/_data                          Podman's anonymous volumes: `-v /data`, VOLUME of images
     /…/io.containerd.grpc.v1.cri/containers/ID/volumes/ID   containerd's, for VOLUME of images
     /…/overlay-containers/ID/userdata/run/secrets       where Podman puts a container's secrets
     what the annotation io.sealrun.ephemeral-volumes names, places in the container, with commas between
 
-Those of the first four that are not empty are shared like any other directory (sharing.py), and the log
-says so: nothing that is there is hidden from the container. So are all four where the root file system is the bundle's
+Those but the last that are not empty are shared like any other directory (sharing.py), and the log
+says so: nothing that is there is hidden from the container. An emptyDir may have directories without files in it: kubelet makes
+them for a subPath. Which part that is, the mount table says. So are all of them where the root file system is the bundle's
 directory: then the host has everything anyway, and Podman has filled the volumes itself.
 """
 
+import contextlib
 import os
 import re
 import stat
@@ -21,7 +24,7 @@ from typing import Final
 import msgspec
 from sealrun_protocol.volume import Volume
 
-from sealrun_runtime import sharing
+from sealrun_runtime import mount_table, sharing
 from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.oci_config import IdMapping
@@ -36,7 +39,6 @@ _CONTAINERD: Final = re.compile(
     r"/.*/io\.containerd\.grpc\.v1\.cri/containers/[^/]+/volumes/[0-9a-f]+"
 )
 _SECRETS: Final = re.compile(r"/.*/[a-z0-9]+-containers/[^/]+/userdata/run/secrets")
-_MOUNTS: Final = "/proc/self/mountinfo"
 _OVERFLOW_ID: Final = 65534  # Linux' word for an id that has no name in a user namespace
 
 
@@ -49,14 +51,10 @@ def find(container: ContainerSpec, image: str, *, alone: bool) -> dict[int, Volu
     for index in sharing.plan(container, image).shared:
         path = os.path.normpath(sharing.source_of(container, index))
         chosen = _place(container.mounts[index].destination) in named
-        if image and not chosen and _is_part_of_emptydir(path):
-            # Containers that have all of it have it in the guest.
-            raise InvalidRequest(
-                f"$.mounts[{index}]: a subPath of an emptyDir is not supported: {path}",
-                remedy="mount the whole volume, and let the container use a directory in it",
-            )
-        if chosen or (image and _is_engines(path) and _is_empty(path)):
-            found[index] = _volume(container, index, path)
+        whole = _emptydir_of_part(path) or path
+        if chosen or (image and _is_engines(whole) and _is_empty(whole)):
+            subpath = _subpath(index, path, whole) if whole != path else ""
+            found[index] = _volume(container, index, whole, subpath)
     return found
 
 
@@ -91,22 +89,57 @@ def _is_engines(path: str) -> bool:
     return any(kind.fullmatch(path) for kind in kinds)
 
 
-def _is_part_of_emptydir(path: str) -> bool:
+def _emptydir_of_part(path: str) -> str:
+    """Where the emptyDir is; empty where `path` is no part of one."""
     found = _SUBPATH.fullmatch(path)
-    return found is not None and os.path.isdir(
-        f"{found[1]}/volumes/kubernetes.io~empty-dir/{found[2]}"
+    whole = f"{found[1]}/volumes/kubernetes.io~empty-dir/{found[2]}" if found else ""
+    return whole if os.path.isdir(whole) else ""
+
+
+def _subpath(index: int, path: str, whole: str) -> str:
+    """Which part of `whole` is mounted at `path`. Raises InvalidRequest."""
+    table = mount_table.read()
+    part, place = mount_table.at(table, os.path.realpath(path)), os.path.realpath(whole)
+    below = mount_table.above(table, place)
+    top = os.path.join(below.root, os.path.relpath(place, below.place))
+    if part is not None and part.device == below.device:
+        found = os.path.relpath(part.root, top)
+        with contextlib.suppress(OSError):
+            inside = found.partition("/")[0] not in (os.curdir, os.pardir)
+            if inside and os.path.samefile(path, f"{place}/{found}"):
+                return found
+    raise InvalidRequest(
+        f"$.mounts[{index}]: cannot tell which part of the emptyDir {whole} is mounted at {path}",
+        remedy="mount the whole volume, and let the container use a directory in it",
     )
 
 
 def _is_empty(path: str) -> bool:
     try:
         with os.scandir(path) as entries:
-            return next(entries, None) is None
+            if not _KUBELET.fullmatch(path):
+                return next(entries, None) is None
+            return all(
+                entry.is_dir(follow_symlinks=False) and _has_no_file(entry.path)
+                for entry in entries
+            )
     except OSError:
         return False  # whoever opens it to share it says why
 
 
-def _volume(container: ContainerSpec, index: int, path: str) -> Volume:
+def _has_no_file(directory: str) -> bool:
+    """But for directories, of which none has one. Raises OSError."""
+    for _, directories, files, top in os.fwalk(directory, onerror=_raise):
+        if files or any(stat.S_ISLNK(os.lstat(name, dir_fd=top).st_mode) for name in directories):
+            return False
+    return True
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _volume(container: ContainerSpec, index: int, path: str, subpath: str) -> Volume:
     """Raises InvalidRequest."""
     try:
         about = os.stat(path)
@@ -122,6 +155,7 @@ def _volume(container: ContainerSpec, index: int, path: str) -> Volume:
         gid=_inside(about.st_gid, container.gid_mappings),
         memory=size is not None,
         size=size or 0,
+        subpath=subpath,
         copy_up=bool(_PODMAN.fullmatch(path) or _CONTAINERD.fullmatch(path)),
     )
 
@@ -137,14 +171,9 @@ def _inside(number: int, mappings: Iterable[IdMapping]) -> int:
 
 def _tmpfs_bytes(path: str) -> int | None:
     """The size of the tmpfs that is mounted at `path`, 0 where it was not given one; None where it is none."""
-    found = None
-    with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields, _, more = line.rstrip("\n").partition(" - ")
-            if fields.split(" ")[4] == path:  # the last one is on top
-                found = more.split(" ")
-    if found is None or found[0] != "tmpfs":
+    found = mount_table.at(mount_table.read(), os.path.realpath(path))
+    if found is None or found.kind != "tmpfs":
         return None
-    given = any(option.startswith("size=") for option in found[2].split(","))
+    given = any(option.startswith("size=") for option in found.options.split(","))
     about = os.statvfs(path)
     return about.f_blocks * about.f_frsize if given else 0

@@ -115,6 +115,73 @@ def test_it_begins_with_what_the_image_has_there(host: Host) -> None:
     assert say(host, "ls /etc", "d", without, mounts=mounts) == ""
 
 
+def part(subpath: str, **members: Any) -> Volume:
+    return Volume(name=NAME, subpath=subpath, **members)
+
+
+def test_a_part_of_it_is_made_with_mode_and_owner_and_is_the_same_for_all(host: Host) -> None:
+    volume = part("a/b", mode=0o2775, gid=2000)
+    assert say(host, f"{LOOK}; echo one >/data/file", "a", volume) == "2775 0 2000\n"
+    whole = Volume(name=NAME)
+    look = "busybox stat -c '%n %a %u %g' /data/a /data/a/b /data/a/b/file"
+    owner = "/data/a 2775 0 2000\n/data/a/b 2775 0 2000\n/data/a/b/file 644 0 2000\n"
+    assert say(host, look, "b", whole) == owner
+    both = "cat /data1/file; echo two >/data1/more; cat /data/a/b/more; ls -a /data2"
+    assert say(host, both, "c", whole, part("a/b"), part("c")) == "one\ntwo\n.\n..\n"
+    assert say(host, "cat /data/file /data/more", "a", volume) == "one\ntwo\n", "again"
+
+
+def test_a_part_that_is_a_file_is_that_file(host: Host) -> None:
+    assert say(host, "echo x >/data/config; chmod 640 /data/config", "a", Volume(name=NAME)) == ""
+    assert say(host, "cat /data; echo y >>/data", "b", part("config")) == "x\n"
+    assert say(host, "cat /data", "c", part("config"), mounts=[bind("/data", "ro")]) == "x\ny\n"
+
+
+def test_a_part_of_one_in_memory(host: Host) -> None:
+    assert say(host, "echo x >/data/file", "a", part("a", memory=True)) == ""
+    assert say(host, "cat /data/a/file; mount", "b", Volume(name=NAME)).startswith("x\n")
+    assert " /data tmpfs" in say(host, "cat /proc/mounts", "c", part("a", memory=True))
+
+
+@pytest.mark.parametrize(
+    ("link", "subpath"), [("/etc", "x"), ("/etc", "x/y"), ("..", "x"), ("here", "x")]
+)
+def test_no_link_of_a_container_s_leads_another_out_of_it(
+    host: Host, link: str, subpath: str
+) -> None:
+    script = f"mkdir /data/here; ln -s {link} /data/x"
+    say(host, f"busybox {script.replace('; ', '; busybox ')}", "a", Volume(name=NAME))
+    text = refused(host, ErrorCode.RUNTIME_FAILED, {2: part(subpath)})
+    assert (
+        text == "cannot mount a part of a volume at '/data': 'x' is neither a directory nor a file"
+    )
+    assert parts(host) == []
+
+
+def test_a_part_below_a_file_and_one_that_is_a_fifo_are_refused(host: Host) -> None:
+    say(host, "echo >/data/file; busybox mkfifo /data/fifo", "a", Volume(name=NAME))
+    for subpath in ("file/x", "fifo"):
+        text = refused(host, ErrorCode.RUNTIME_FAILED, {2: part(subpath)})
+        assert "cannot mount a part of a volume at '/data'" in text
+    assert say(host, "ls /data", "b", Volume(name=NAME)) == "fifo\nfile\n"
+
+
+def parts(host: Host) -> list[str]:
+    """What the agent itself still has of them."""
+    assert "/parts/" not in host.guest_path("/proc/1/mounts").read_text()
+    place = host.guest_path(PLACE).with_name("parts")
+    return os.listdir(place) if place.exists() else []
+
+
+def test_nothing_of_a_part_stays_mounted_in_the_agent(host: Host) -> None:
+    refused(host, ErrorCode.PROGRAM_NOT_FOUND, {2: part("a")}, args=["/nowhere"])
+    assert (left(host), parts(host)) == ([], [])
+    request = config("busybox", "sleep", "1000", mounts=[bind("/data", "rbind")])
+    answer = host.create(config=request, volumes={2: part("a")})
+    assert isinstance(answer, messages.Done), answer
+    assert parts(host) == []
+
+
 def refused(host: Host, code: ErrorCode, volumes: dict[int, Volume], **members: Any) -> str:
     request = config(*members.pop("args", ["true"]), mounts=[bind("/data", "rbind")])
     stdio = {"stdin": 0, "stdout": 0, "stderr": 0}
@@ -144,6 +211,12 @@ def test_a_container_that_fails_leaves_none_that_was_made_for_it(host: Host) -> 
         ({2: Volume(name="x", mode=0o10000)}, {}, "mounts[2]: its volume's mode or owner is none"),
         ({2: Volume(name="x", gid=-1)}, {}, "mounts[2]: its volume's mode or owner is none"),
         ({2: Volume(name="x", size=-1)}, {}, "mounts[2]: its volume's size is none"),
+        ({2: part("/etc")}, {}, "mounts[2]: the part of its volume is no relative path"),
+        ({2: part("a/../..")}, {}, "mounts[2]: the part of its volume is no relative path"),
+        ({2: part("a//b")}, {}, "mounts[2]: the part of its volume is no relative path"),
+        ({2: part("./a")}, {}, "mounts[2]: the part of its volume is no relative path"),
+        ({2: part("a\0b")}, {}, "mounts[2]: the part of its volume is no relative path"),
+        ({2: part("a/" * 2048)}, {}, "mounts[2]: the part of its volume is no relative path"),
         ({2: Volume(name="x")}, {"shared_mounts": (2,)}, "mounts[2]: two sources were sent"),
     ],
 )

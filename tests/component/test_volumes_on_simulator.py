@@ -15,6 +15,7 @@ pytestmark = pytest.mark.root
 program, runtime = alone.program, alone.runtime  # fixtures
 
 KUBELET = "kubelet/pods/0f-1/volumes/kubernetes.io~empty-dir"
+SUBPATH = "kubelet/pods/0f-1/volume-subpaths/cache/part/0"
 ANONYMOUS = f"storage/volumes/{'5' * 64}/_data"
 
 
@@ -25,7 +26,7 @@ def bind(source: Path, destination: str, *options: str) -> dict[str, Any]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """What kubelet makes for a pod: an emptyDir with a group, and one with medium: Memory."""
+    """What kubelet makes for a pod: an emptyDir with a group, one with medium: Memory, and a part of the first."""
     for name in ("cache", "memory"):
         path = tmp_path / KUBELET / name
         path.mkdir(parents=True)
@@ -35,7 +36,12 @@ def place(tmp_path: Path) -> Iterator[Path]:
     namespaces.mount("tmpfs", str(memory), "tmpfs", 0)
     os.chown(memory, 0, 2000)
     memory.chmod(0o2777)
+    part = tmp_path / SUBPATH
+    part.mkdir(parents=True)
+    (tmp_path / KUBELET / "cache/a/part").mkdir(parents=True)
+    namespaces.mount(str(tmp_path / KUBELET / "cache/a/part"), str(part), "", namespaces.MS_BIND)
     yield tmp_path / KUBELET
+    namespaces.detach(str(part))
     namespaces.detach(str(memory))
 
 
@@ -51,6 +57,7 @@ def test_the_containers_of_a_pod_have_it_together_and_the_host_has_nothing(
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 bind(place / "cache", cache),
                 bind(place / "memory", "/memory", "nosuid"),
+                bind(tmp_path / SUBPATH, "/part"),
             ]
             pod.run(name, f"exec 2>&1; {script}", mounts=mounts)
             runtime.wait_for(name, "stopped")
@@ -60,10 +67,12 @@ def test_the_containers_of_a_pod_have_it_together_and_the_host_has_nothing(
         look = "busybox stat -c '%a %u %g' /cache /memory; "
         assert say("a", look + "echo x >/cache/x; echo y >/memory/y") == "2777 0 2000\n" * 2
         assert say("b", "cat /other/x /memory/y; echo b >>/other/x", "/other") == "x\ny\n"
+        look = "busybox stat -c '%a %u %g' /part; echo z >/part/z; cat /cache/a/part/z"
+        assert say("c", look) == "2777 0 2000\nz\n"
         assert say("a", "cat /cache/x; mount | busybox grep ' on /memory'").startswith(
             "x\nb\ntmpfs"
         )
-        assert (os.listdir(place / "cache"), os.listdir(place / "memory")) == ([], [])
+        assert [top for top, _, files in os.walk(place) if files] == []
         assert runtime("delete", "--force", "pod").ok
 
 

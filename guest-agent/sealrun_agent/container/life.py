@@ -242,8 +242,7 @@ class Container:
             check_disks(accepted.disks, here.tenant)
             check_joins(request.joins, here.tenant)
             self._record_leave(request, accepted)
-            numbers = {path: here.find_disk(serial) for path, serial in accepted.disks.items()}
-            accepted = spec.with_disks(accepted, numbers)
+            accepted = self._with_disks(accepted)
             place = self._take_shares(request)
             undo.callback(here.shares.release, name)
             rootfs = here.images.prepare(self._order(request, place, accepted))
@@ -272,6 +271,7 @@ class Container:
                 self._stdio.theirs,
                 console.path if console else "",
             )
+            here.volumes.settle(name)
             undo.callback(init.wait, _DEATH_SECONDS)
             undo.callback(init.signal, _KILL)
             master = console.receive() if console else None
@@ -281,6 +281,12 @@ class Container:
             undo.pop_all()
         self._left = _Made(files, init, master, rootfs.image_digest)
         return self._left
+
+    def _with_disks(self, accepted: spec.Accepted) -> spec.Accepted:
+        """Raises StartError."""
+        find = self._here.find_disk
+        numbers = {path: find(serial) for path, serial in accepted.disks.items()}
+        return spec.with_disks(accepted, numbers)
 
     def _take_shares(self, request: messages.CreateContainer) -> str:
         """The directory of what the host shares; empty where that is nothing. Raises StartError."""

@@ -192,8 +192,16 @@ def _accept_volumes(mounts: tuple[Mount, ...], given: Mapping[int, Volume]) -> d
             raise refused(f"mounts[{number}]", "its volume's mode or owner is none")
         if volume.size not in _SIZES:
             raise refused(f"mounts[{number}]", "its volume's size is none")
+        if volume.subpath and not _is_within(volume.subpath):
+            raise refused(f"mounts[{number}]", "the part of its volume is no relative path")
         found[number] = OwnVolume(mount.destination, volume)
     return found
+
+
+def _is_within(path: str) -> bool:
+    steps = path.split("/")
+    known = len(path.encode()) <= limits.VOLUME_NAME_BYTES and "\0" not in path
+    return known and not any(step in ("", ".", "..") for step in steps)
 
 
 def check_files(files: Mapping[int, messages.File]) -> dict[str, messages.File]:

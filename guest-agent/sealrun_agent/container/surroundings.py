@@ -91,6 +91,9 @@ class Volumes(Protocol):
         """The directories of volumes; each is made when it is first asked for, and stays. rootfs: of the
         container, for what begins as a copy. Raises AgentError, and leaves nothing behind then."""
 
+    def settle(self, container: str) -> None:
+        """The container has mounted them: let go of what only led there. Raises StartError."""
+
     def give_up(self, container: str) -> None:
         """The container did not come into being: remove what was made for it alone. Raises StartError."""
 

@@ -145,7 +145,8 @@ def check_volumes(accepted: Accepted, program: Program, tenant: Tenant) -> Accep
         place = destination.rstrip("/")
         if place in named or tenant.host.may_share_at(place):
             continue
-        if place not in declared:
+        # A part of it is not what the image has there.
+        if place not in declared or volume.subpath:
             raise _denied(f"mounts[{number}]", f"no volume may be mounted at {place!a:.300}")
         # The host must not be able to hide what the image has there.
         copied = msgspec.structs.replace(volume, copy_up=True)

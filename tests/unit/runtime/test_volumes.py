@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fixtures import containers
 from sealrun_protocol.volume import Volume
@@ -17,6 +18,7 @@ IMAGE = "registry.test/app:1"
 KUBELET = "kubelet/pods/0f-1/volumes/kubernetes.io~empty-dir/cache"
 PODMAN = f"storage/volumes/{'5' * 64}/_data"
 PODMAN_SECRETS = "storage/overlay-containers/c1/userdata/run/secrets"
+
 CONTAINERD = f"io.containerd.grpc.v1.cri/containers/{'a' * 64}/volumes/{'b' * 64}"
 
 
@@ -94,14 +96,99 @@ def test_a_place_that_is_none_is_an_error_but_in_a_pod(tmp_path: Path) -> None:
     assert set(volumes.find(given, IMAGE, alone=False)) == {0}
 
 
-def test_a_part_of_an_emptydir_is_refused_and_of_others_shared(tmp_path: Path) -> None:
+def test_an_emptydir_with_empty_directories_is_the_guest_s_and_one_with_a_link_is_not(
+    tmp_path: Path,
+) -> None:
+    """kubelet makes those for a subPath."""
+    source = made(tmp_path, KUBELET)
+    made(source, "a/b")
+    given = container((source, "/data"))
+    assert set(volumes.find(given, IMAGE, alone=True)) == {0}
+    (source / "a/link").symlink_to("b")
+    assert volumes.find(given, IMAGE, alone=True) == {}
+
+
+class Subpath:
+    """A part of a pod's emptyDir, mounted as kubelet does it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.volume = made(directory, KUBELET)
+        self.volume.chmod(0o2770)
+        self.place = made(directory, "kubelet/pods/0f-1/volume-subpaths/cache/app/0")
+        self.mounted: list[Path] = []
+
+    def mount(self, path: Path) -> None:
+        namespaces.mount(str(path), str(self.place), "", namespaces.MS_BIND)
+        self.mounted.append(self.place)
+
+    def memory(self) -> None:
+        namespaces.mount("tmpfs", str(self.volume), "tmpfs", 0)
+        self.mounted.append(self.volume)
+
+    def find(self, image: str = IMAGE, **members: Any) -> dict[int, Volume]:
+        given = container((self.volume, "/all"), (self.place, "/part"), **members)
+        return volumes.find(given, image, alone=False)
+
+
+@pytest.fixture
+def subpath(tmp_path: Path) -> Iterator[Subpath]:
+    made = Subpath(tmp_path)
+    yield made
+    for place in reversed(made.mounted):
+        namespaces.detach(str(place))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("name", ["a", "a/b c", "a\\b\n"])
+def test_a_part_of_an_emptydir_is_one_of_the_guest_s(
+    subpath: Subpath, name: str, memory: bool
+) -> None:
+    if memory:
+        subpath.memory()
+    subpath.mount(made(subpath.volume, name))
+    whole, part = subpath.find().values()
+    assert whole.subpath == ""
+    assert part == msgspec.structs.replace(whole, subpath=name)
+    assert (part.name, part.memory) == (str(subpath.volume), memory)
+    assert subpath.find("") == {}, "the root is the host's as well"
+    named = subpath.find("", annotations={volumes.ANNOTATION: "/part"})
+    assert named == {1: part}
+
+
+@pytest.mark.root
+def test_a_part_of_an_emptydir_with_files_is_shared_as_the_whole(subpath: Subpath) -> None:
+    subpath.mount(made(subpath.volume, "a"))
+    (subpath.volume / "file").touch()
+    assert subpath.find() == {}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["nothing", "elsewhere", "removed", "the whole", "another disk"])
+def test_a_part_of_which_nobody_knows_where_it_is_is_refused(
+    subpath: Subpath, tmp_path: Path, what: str
+) -> None:
+    directory = made(subpath.volume, "a")
+    if what == "elsewhere":
+        subpath.mount(made(tmp_path, "a"))
+    elif what == "removed":
+        subpath.mount(directory)
+        directory.rmdir()
+    elif what == "the whole":
+        subpath.mount(subpath.volume)
+    elif what == "another disk":
+        namespaces.mount("tmpfs", str(subpath.place), "tmpfs", 0)
+        subpath.mounted.append(subpath.place)
+    with pytest.raises(
+        InvalidRequest, match=r"\$\.mounts\[1\]: cannot tell which part of the emptyDir"
+    ):
+        subpath.find()
+
+
+def test_parts_of_other_volumes_are_shared(tmp_path: Path) -> None:
     made(tmp_path, KUBELET)
-    for volume in ("cache", "other"):
-        made(tmp_path, f"kubelet/pods/0f-1/volume-subpaths/{volume}/app/0")
-    parts = tmp_path / "kubelet/pods/0f-1/volume-subpaths"
-    with pytest.raises(InvalidRequest, match="a subPath of an emptyDir is not supported"):
-        volumes.find(container((parts / "cache/app/0", "/data")), IMAGE, alone=False)
-    assert volumes.find(container((parts / "other/app/0", "/data")), IMAGE, alone=False) == {}
+    other = made(tmp_path, "kubelet/pods/0f-1/volume-subpaths/other/app/0")
+    assert volumes.find(container((other, "/data")), IMAGE, alone=False) == {}
 
 
 def test_a_file_is_no_volume(tmp_path: Path) -> None:

@@ -103,8 +103,9 @@ def test_directories_of_the_host_are_the_tenant_s_to_allow() -> None:
 def test_volumes_of_the_sandbox_s_own_hide_nothing_of_the_image() -> None:
     program = PROGRAM._replace(volumes=("/data/",))
 
-    def checked(place: str, by: Tenant) -> bool:
-        given = Accepted(spec(), {}, (), {"3": OwnVolume(place, Volume(name="v"))}, {}, {})
+    def checked(place: str, by: Tenant, subpath: str = "") -> bool:
+        volume = Volume(name="v", subpath=subpath)
+        given = Accepted(spec(), {}, (), {"3": OwnVolume(place, volume)}, {}, {})
         return check_volumes(given, program, by).volumes["3"].volume.copy_up
 
     assert checked("/data", tenant()), "it begins with what the image has there"
@@ -113,9 +114,10 @@ def test_volumes_of_the_sandbox_s_own_hide_nothing_of_the_image() -> None:
     assert not checked("/cache", tenant(volumes=("/cache",)))
     assert not checked("/cache", tenant("/cache"))
     assert not checked("/usr", tenant(insecure_any_process=True))
-    for place in ("/usr", "/data/sub", "/run/secrets/key", "/tmpx", "//tmp"):
+    assert not checked("/cache", tenant("/cache"), "part")
+    for place in ("/usr", "/data/sub", "/run/secrets/key", "/tmpx", "//tmp", "/data"):
         with pytest.raises(StartError, match=r"mounts\[3\]: no volume may be mounted at") as caught:
-            checked(place, tenant())
+            checked(place, tenant(), "part" if place == "/data" else "")
         assert caught.value.code is ErrorCode.POLICY_DENIED
 
 
