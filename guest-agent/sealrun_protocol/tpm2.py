@@ -23,12 +23,19 @@ _RSA, _RSASSA = 0x0001, 0x0014
 _KEY_BITS: Final = 2048
 _EXPONENT: Final = 65537
 _HEADER: Final = struct.Struct(">HII")
+HEADER_BYTES: Final = _HEADER.size
 
+_STARTUP: Final = 0x144
+_SELF_TEST: Final = 0x143
 _CREATE_PRIMARY: Final = 0x131
 _FLUSH_CONTEXT: Final = 0x165
 _PCR_EXTEND: Final = 0x182
 _PCR_READ: Final = 0x17E
 _QUOTE: Final = 0x158
+_INITIALIZED: Final = 0x100  # TPM_RC_INITIALIZE: it was started up before
+_RETRY: Final = 0x922  # TPM_RC_RETRY
+AGAIN: Final = _HEADER.pack(_NO_SESSIONS, _HEADER.size, _RETRY)
+"""The answer upon which a command is to be sent again, as it was (part 2, 6.6.3)."""
 
 # fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, sign: a key that was
 # made in this TPM, cannot leave it, and signs nothing but what the TPM itself attests.
@@ -62,6 +69,28 @@ class Quote(NamedTuple):
 
     message: bytes
     signature: bytes
+
+
+def startup() -> bytes:
+    """TPM2_Startup(CLEAR), which resets the PCRs; answered by `started`."""
+    return _command(_STARTUP, bytes(2))
+
+
+def started(response: bytes) -> None:
+    """Raises TpmError, but not where it had been started up before."""
+    if _code(response) != _INITIALIZED:
+        done(response, "start up")
+
+
+def self_test() -> bytes:
+    """TPM2_SelfTest of all that was not tested yet; answered by `done`."""
+    return _command(_SELF_TEST, b"\0")
+
+
+def length(message: bytes) -> int:
+    """The length that a command or an answer has by its first HEADER_BYTES."""
+    total: int = _HEADER.unpack_from(message)[1]
+    return total
 
 
 def create_attestation_key() -> bytes:
@@ -179,12 +208,18 @@ def _command(
     return _HEADER.pack(tag, _HEADER.size + len(body), code) + body
 
 
+def _code(response: bytes) -> int:
+    if len(response) < _HEADER.size:
+        raise TpmError("the TPM's answer is cut off")
+    code: int = _HEADER.unpack_from(response)[2]
+    return code
+
+
 def _answer(response: bytes, what: str) -> _Reader:
-    reader = _Reader(response)
-    reader.take(2)
-    size, code = reader.number(4), reader.number(4)
-    if code != 0:
+    if code := _code(response):
         raise TpmError(f"the TPM cannot {what}: it answers 0x{code:x}")
-    if size != len(response):
+    reader = _Reader(response)
+    reader.take(_HEADER.size)
+    if length(response) != len(response):
         raise TpmError("the TPM's answer is cut off")
     return reader

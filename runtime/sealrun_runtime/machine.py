@@ -129,7 +129,6 @@ def options(config: Config, tenant: Tenant) -> Options:
         firmware=config.vm.firmware,
         swtpm=config.vm.swtpm,
         quote_service=config.vm.quote_service,
-        unmeasured_boot=config.vm.insecure_unmeasured_boot,
         digest=tenant.digest,
     )
 

@@ -113,13 +113,6 @@ class VmSettings(Section, frozen=True, kw_only=True):
         Directory,
         Meta(description="Socket of the service that signs TDX quotes; empty: none"),
     ] = "/run/tdx-qgs/qgs.socket"
-    insecure_unmeasured_boot: Annotated[
-        bool,
-        Meta(
-            description="A VM with a TPM may start without firmware, which is faster and all that "
-            "Cloud Hypervisor can do: then the TPM does not tell which kernel was booted"
-        ),
-    ] = False
     insecure_no_landlock: Annotated[
         bool,
         Meta(

@@ -56,6 +56,26 @@ def test_evidence_verifies(vm: Vm) -> None:
         vm.verify(bound=bytes(48))
 
 
+def test_a_tpm_that_wants_a_command_again_gets_it(tmp_path: Path) -> None:
+    """As the relay beside a VMM that does not wait answers, or any TPM that is busy."""
+    commands: list[bytes] = []
+    with tpms.emulated(tmp_path) as transact:
+
+        def busy(command: bytes) -> bytes:
+            commands.append(command)
+            return transact(command) if commands.count(command) % 2 == 0 else tpm2.AGAIN
+
+        found = Vm(busy, tmp_path).verify()
+        assert found.claims["report_data"] == BOUND[:32].hex()
+    assert len(commands) >= 8
+
+
+def test_a_tpm_that_is_always_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sealrun_agent.attestation.tpm.RETRY_SECONDS", 0.1)
+    with pytest.raises(AttestError, match="it answers 0x922"):
+        Vm(lambda _: tpm2.AGAIN, tmp_path).verify()
+
+
 def test_the_key_is_the_seed_s(vm: Vm, tmp_path: Path) -> None:
     """The same after a restart, another one of another TPM."""
     key = vm.verify().claims["ak_public"]

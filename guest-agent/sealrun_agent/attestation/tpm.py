@@ -8,6 +8,7 @@ primary key of a known template needs no provisioning, and its public half is as
 import binascii
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -23,6 +24,8 @@ DEVICE: Final = "/dev/tpm0"
 FIRMWARE_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
 INIT_DATA_PCR: Final = 8
 AGENT_PCR: Final = 13
+RETRY_SECONDS: Final = 60.0
+_PAUSE_SECONDS: Final = 0.05
 _UNTOUCHED: Final = bytes(tpm2.DIGEST_BYTES)
 
 Transact = Callable[[bytes], bytes]
@@ -44,12 +47,12 @@ class TpmAttester(Attester):
         """{"tpm_quote", "ak_public", "event_log"}: the last is ours, Trustee passes over it."""
         data = report_data[: tpm2.DIGEST_BYTES].ljust(tpm2.DIGEST_BYTES, b"\0")
         try:
-            key = tpm2.created(self._transact(tpm2.create_attestation_key()))
+            key = tpm2.created(self._ask(tpm2.create_attestation_key()))
             try:
                 pcrs = self._pcrs()
-                quote = tpm2.quoted(self._transact(tpm2.quote(key.handle, data)))
+                quote = tpm2.quoted(self._ask(tpm2.quote(key.handle, data)))
             finally:
-                self._transact(tpm2.flush(key.handle))
+                self._ask(tpm2.flush(key.handle))
             log = event_log.joined(self._firmware(), self.algorithm, entries)
         except OSError as error:
             raise unavailable("get a quote of the TPM", error) from error
@@ -87,7 +90,7 @@ class TpmAttester(Attester):
 
     def _extend(self, pcr: int, digest: bytes) -> None:
         try:
-            tpm2.done(self._transact(tpm2.extend(pcr, digest)), f"extend PCR {pcr}")
+            tpm2.done(self._ask(tpm2.extend(pcr, digest)), f"extend PCR {pcr}")
         except OSError as error:
             raise unavailable(f"extend PCR {pcr}", error) from error
         except tpm2.TpmError as error:
@@ -98,7 +101,7 @@ class TpmAttester(Attester):
         values: dict[int, bytes] = {}
         try:
             while missing := [number for number in range(tpm2.PCRS) if number not in values]:
-                given = tpm2.pcrs(self._transact(tpm2.read_pcrs(missing)))
+                given = tpm2.pcrs(self._ask(tpm2.read_pcrs(missing)))
                 if not set(given) & set(missing):
                     raise tpm2.TpmError("the TPM does not give all its PCRs")
                 values |= given
@@ -107,6 +110,14 @@ class TpmAttester(Attester):
         except tpm2.TpmError as error:
             raise AttestError(ErrorCode.TEE_UNAVAILABLE, str(error)) from error
         return [values[number] for number in range(tpm2.PCRS)]
+
+    def _ask(self, command: bytes) -> bytes:
+        """The answer to `command`, which a TPM that is slow wants to be sent again; the kernel does so for
+        3 seconds. Raises OSError."""
+        deadline = time.monotonic() + RETRY_SECONDS
+        while (answer := self._transact(command)) == tpm2.AGAIN and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+        return answer
 
     def _firmware(self) -> bytes:
         try:

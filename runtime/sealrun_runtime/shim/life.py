@@ -140,7 +140,7 @@ async def _launch(
             tree = SharedTree.serve(share.socket, directory)
             attendants.append(tree.server)
         if spec.tpm:
-            attendants.append(tpm.serve(handover.config.vm, spec.tpm, directory))
+            attendants.append(tpm.serve(handover.config.vm, spec, directory))
         machine = await driver.launch(
             spec, directory.path, lambda: leftovers.enlist(directory, VMM_ROLE)
         )

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from fixtures import firmware as firmwares
-from sealrun_vmm.measurement import kernel_hashes, measured_boot, pcr, snp
+from sealrun_vmm.measurement import kernel_hashes, pcr, snp
 from sealrun_vmm.measurement.launch_digest import LaunchDigest, PageType
 from sealrun_vmm.measurement.ovmf import Ovmf
 from sealrun_vmm.spec import VmSpec
@@ -19,7 +19,7 @@ def test_every_number_is_right(measured: VmSpec) -> None:
     one_page = LaunchDigest()
     one_page.add(PageType.NORMAL, 0xFFFFF000, bytes(4096))
     image = Ovmf(firmwares.ovmf(16))
-    registers = pcr.values(measured_boot.events(measured, pcr.ALGORITHM))
+    registers = pcr.values(measured, pcr.events(measured))
     expected = {
         "kernel": hashes.kernel,
         "initrd": hashes.initrd,

@@ -13,14 +13,14 @@ from sealrun_vmm.spec import VmSpec
 
 def test_each_input_has_its_pcr(measured: VmSpec) -> None:
     def values(spec: VmSpec) -> dict[int, bytes]:
-        return pcr.values(pcr.events(spec))
+        return pcr.values(spec, pcr.events(spec))
 
     def changed(**changes: object) -> set[int]:
         other = values(dataclasses.replace(measured, **changes))  # type: ignore[arg-type]
         return {number for number, value in plain.items() if other[number] != value}
 
     plain = values(measured)
-    assert set(plain) == set(pcr.COMPUTED)
+    assert set(plain) == {2, 3, 4, 5, 6, 7, 9}
     assert changed(cmdline="other") == {9}
     assert changed(memory_mib=2048) == {4}  # QEMU tells the kernel where the initrd is
     assert changed(cpus=2) == set()
@@ -50,9 +50,18 @@ def test_init_data_goes_into_pcr_8() -> None:
         pcr.with_init_data(bytes(48))
 
 
-def test_without_firmware_nothing_is_measured(measured: VmSpec) -> None:
-    with pytest.raises(CannotMeasure, match="starts without firmware"):
-        pcr.events(dataclasses.replace(measured, firmware=""))
+def test_without_firmware_the_launcher_measures(measured: VmSpec) -> None:
+    """PCR 4 has the kernel, PCR 9 command line and initrd, and no other has anything."""
+    spec = dataclasses.replace(measured, firmware="")
+    kernel = hashlib.sha256(Path(spec.kernel).read_bytes()).digest()
+    options = [
+        hashlib.sha256(data).digest()
+        for data in (spec.cmdline.encode(), Path(spec.initrd).read_bytes())
+    ]
+    assert pcr.values(spec, pcr.events(spec)) == dict.fromkeys(range(8), bytes(32)) | {
+        4: measured_boot.replay([kernel], "sha256"),
+        9: measured_boot.replay(options, "sha256"),
+    }
 
 
 def test_signatures_and_checksum_are_not_part_of_an_image() -> None:

@@ -117,13 +117,10 @@ def test_a_tpm_comes_with_firmware_that_measures(image: str, firmware: str, tmp_
     assert (plan.spec.firmware, plan.spec.tpm) == (firmware, "tpm.sock")
 
 
-def test_a_tpm_without_a_measured_boot_is_asked_for_by_name(image: str) -> None:
+def test_a_vmm_without_firmware_starts_the_kernel_of_a_vm_with_a_tpm(image: str) -> None:
     vm = VmSettings(swtpm="/bin/true", driver="cloud-hypervisor")
-    with pytest.raises(SpecRefused, match="starts the kernel without firmware") as caught:
-        planned(image, vm, "tpm")
-    assert "vm.insecure_unmeasured_boot" in caught.value.remedy
-    vm = VmSettings(swtpm="/bin/true", driver="cloud-hypervisor", insecure_unmeasured_boot=True)
     spec = planned(image, vm, "tpm").spec
+    assert spec.kernel.endswith("/vmlinux")
     assert (spec.tee, spec.firmware, spec.tpm) == (Tee.TPM, "", "tpm.sock")
 
 

@@ -87,7 +87,6 @@ SPECS = {
         firmware="/firmware/OVMF.fd",
         tpm="tpm.sock",
     ),
-    "tpm-unmeasured": dataclasses.replace(PLAIN, tee=Tee.TPM, tpm="tpm.sock"),
 }
 
 

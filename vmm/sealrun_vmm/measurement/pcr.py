@@ -1,8 +1,8 @@
-"""The PCRs of a VM that OVMF measured, SHA-256.
+"""The PCRs of a VM with a TPM, SHA-256: of what OVMF measured, or else of what the launcher did (tee/tpm_relay.py).
 
-Not computed: PCR 0 covers the firmware after it has set itself up in memory, and so depends on memory
-size and number of CPUs in ways that only running it tells; PCR 1 its own list of boot options; PCR 10
-is a sum over the others that the kernel's IMA adds.
+Not computed of OVMF's: PCR 0 covers the firmware after it has set itself up in memory, and so depends on
+memory size and number of CPUs in ways that only running it tells; PCR 1 its own list of boot options.
+Never: PCR 10, a sum over the others that the kernel's IMA adds.
 """
 
 import hashlib
@@ -15,24 +15,32 @@ from sealrun_vmm.spec import VmSpec
 
 ALGORITHM: Final = "sha256"
 INIT_DATA: Final = 8
-COMPUTED: Final = (2, 3, 4, 5, 6, 7, 9)
+KERNEL, OPTIONS = 4, 9
+"""Where the launcher puts the kernel; and command line and initrd: where the EFI stub has them, too."""
+_BY_FIRMWARE: Final = (2, 3, 4, 5, 6, 7, 9)
+_BY_LAUNCHER: Final = (0, 1, *_BY_FIRMWARE)
 
 
 def events(spec: VmSpec) -> list[Event]:
-    """What goes into the PCRs of `COMPUTED`. Raises CannotMeasure, OSError."""
-    if not spec.firmware:
-        raise CannotMeasure(
-            "nothing measures what this VM boots: it starts without firmware",
-            remedy="set vm.insecure_unmeasured_boot to false in sealrun.toml",
-        )
-    return measured_boot.events(spec, ALGORITHM)
+    """What goes into the PCRs before the kernel runs. Raises CannotMeasure, OSError."""
+    if spec.firmware:
+        return measured_boot.events(spec, ALGORITHM)
+    return [
+        Event(KERNEL, f"kernel {spec.kernel}", _digest(spec.kernel)),
+        Event(
+            OPTIONS,
+            f"command line: {spec.cmdline}",
+            hashlib.new(ALGORITHM, spec.cmdline.encode()).digest(),
+        ),
+        Event(OPTIONS, f"initrd {spec.initrd}", _digest(spec.initrd)),
+    ]
 
 
-def values(found: list[Event]) -> dict[int, bytes]:
-    """Each computed PCR after the boot."""
+def values(spec: VmSpec, found: list[Event]) -> dict[int, bytes]:
+    """Each computed PCR after the boot of `spec`, of which `found` was measured."""
     return {
         number: measured_boot.replay([e.digest for e in found if e.pcr == number], ALGORITHM)
-        for number in COMPUTED
+        for number in (_BY_FIRMWARE if spec.firmware else _BY_LAUNCHER)
     }
 
 
@@ -44,3 +52,8 @@ def with_init_data(digest: bytes) -> bytes:
             remedy='write algorithm = "sha256" in the init-data',
         )
     return measured_boot.replay([digest], ALGORITHM)
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, ALGORITHM).digest()

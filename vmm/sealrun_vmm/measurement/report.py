@@ -18,6 +18,10 @@ from sealrun_vmm.measurement.ovmf import Ovmf
 from sealrun_vmm.spec import Tee, VmSpec
 from sealrun_vmm.tee.snp import POLICY
 
+_OF_THE_FIRMWARE: Final = (
+    "PCR 0: the firmware as it has set itself up in memory",
+    "PCR 1: the firmware's list of boot options",
+)
 _SMT_BIT, _SINGLE_SOCKET_BIT = 1 << 16, 1 << 20
 
 Scalar = str | int | bool
@@ -72,7 +76,7 @@ def rvps_message(measurement: Measurement) -> str:
 def _inputs(spec: VmSpec) -> tuple[tuple[str, str], ...]:
     files = (("firmware", spec.firmware), ("kernel", spec.kernel), ("initrd", spec.initrd))
     return (
-        *((name, f"{path} sha256:{_sha256(path)}") for name, path in files),
+        *((name, f"{path} sha256:{_sha256(path)}") for name, path in files if path),
         ("command line", spec.cmdline),
         ("CPUs", str(spec.cpus)),
         ("memory", f"{spec.memory_mib} MiB"),
@@ -153,9 +157,9 @@ def _tpm(spec: VmSpec, _driver: DriverName, init_data: bytes) -> Measurement:
         Value(
             f"tpm_pcr{number:02}",
             (value.hex(),),
-            f"PCR {number}: " + "; ".join(e.what for e in found if e.pcr == number),
+            f"PCR {number}: " + ("; ".join(e.what for e in found if e.pcr == number) or "nothing"),
         )
-        for number, value in pcr.values(found).items()
+        for number, value in pcr.values(spec, found).items()
     ]
     if init_data:
         bound = pcr.with_init_data(init_data).hex()
@@ -165,8 +169,7 @@ def _tpm(spec: VmSpec, _driver: DriverName, init_data: bytes) -> Measurement:
         tuple(values),
         _inputs(spec),
         (
-            "PCR 0: the firmware as it has set itself up in memory",
-            "PCR 1: the firmware's list of boot options",
+            *(_OF_THE_FIRMWARE if spec.firmware else ()),
             "PCR 10: IMA's sum over PCRs 0 to 9",
             "PCR 13: what the agent records while it runs",
         ),

@@ -21,6 +21,8 @@ def check(spec: VmSpec) -> None:
     """Raise SpecRefused for what a VM with its TEE cannot have."""
     if spec.tee is Tee.TPM and not spec.tpm:
         raise SpecRefused("cannot start a VM with tpm without a TPM")
+    if spec.tee is not Tee.NONE and not spec.firmware:
+        raise SpecRefused(f"cannot start a VM with {spec.tee} without firmware")
     if spec.tee not in (Tee.SNP, Tee.TDX):
         return
     if spec.accelerator is not Accelerator.KVM:
@@ -28,8 +30,6 @@ def check(spec: VmSpec) -> None:
             f"cannot emulate a VM with {spec.tee}: only KVM starts one",
             remedy="set vm.accelerator to auto or kvm in sealrun.toml",
         )
-    if not spec.firmware:
-        raise SpecRefused(f"cannot start a VM with {spec.tee} without firmware")
     if spec.shares:
         raise SpecRefused(f"a VM with {spec.tee} cannot share directories with the host")
     length = snp.HOST_DATA_BYTES if spec.tee is Tee.SNP else tdx.HOST_DATA_BYTES

@@ -21,13 +21,11 @@ class Options:
 
     firmware: path of the firmware's file; empty: the system's own. swtpm: path of the TPM emulator;
     empty: the system's own. quote_service: socket of the service that signs TDX quotes.
-    unmeasured_boot: a VM with a TPM may start without firmware that measures what it boots.
     digest: of the init-data; empty where there is none."""
 
     firmware: str = ""
     swtpm: str = ""
     quote_service: str = ""
-    unmeasured_boot: bool = False
     digest: bytes = b""
 
 

@@ -9,7 +9,7 @@ import shutil
 from typing import Final
 
 from sealrun_vmm.driver import DriverName
-from sealrun_vmm.errors import HostUnfit, SpecRefused
+from sealrun_vmm.errors import HostUnfit
 from sealrun_vmm.process import SYSTEM_PATH
 from sealrun_vmm.spec import Tee
 from sealrun_vmm.tee.launch import Launch, Options, firmware
@@ -40,16 +40,12 @@ def emulator(given: str = "") -> str:
 
 
 def launch(driver: DriverName, options: Options) -> Launch:
-    """A VM with a TPM, started by firmware that measures kernel, initrd and command line.
+    """A VM with a TPM that is told kernel, initrd and command line: by the firmware that starts them, or,
+    where the VMM starts the kernel itself, by whoever launches the VM (tpm_relay.py).
 
-    Raises HostUnfit, SpecRefused."""
-    if options.unmeasured_boot:
+    Raises HostUnfit."""
+    if driver is DriverName.CLOUD_HYPERVISOR:
         return Launch(tee=Tee.TPM, tpm=SOCKET)
-    if driver is not DriverName.QEMU:
-        raise SpecRefused(
-            f"cannot measure what a VM boots by {driver}: it starts the kernel without firmware",
-            remedy="set vm.driver to qemu in sealrun.toml, or vm.insecure_unmeasured_boot to true",
-        )
     found = firmware(
         options.firmware,
         FIRMWARE,

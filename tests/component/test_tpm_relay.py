@@ -1,0 +1,220 @@
+"""What stands between a VMM that starts the kernel itself and its TPM emulator, with a real emulator."""
+
+import hashlib
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from sealrun_protocol import tpm2
+from sealrun_vmm.measurement import measured_boot
+from sealrun_vmm.tee import tpm_relay
+
+pytestmark = pytest.mark.tpm
+
+INIT, STOP, SET_DATA_FD, SET_BUFFER_SIZE = 2, 14, 16, 17
+EVENTS = [(4, hashlib.sha256(b"kernel").digest()), (9, hashlib.sha256(b"options").digest())]
+SECONDS = 60.0
+
+
+class Vmm:
+    """The emulator's other side, as Cloud Hypervisor is."""
+
+    def __init__(self, path: Path) -> None:
+        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.control.settimeout(SECONDS)
+        self.control.connect(str(path))
+        self.data, theirs = socket.socketpair()
+        self.data.settimeout(SECONDS)
+        with theirs:
+            socket.send_fds(self.control, [struct.pack(">I", SET_DATA_FD)], [theirs.fileno()])
+        assert self.control.recv(64) == bytes(4)
+
+    def command(self, code: int, *words: int) -> bytes:
+        """The answer on the control channel."""
+        self.control.sendall(struct.pack(f">{1 + len(words)}I", code, *words))
+        return self.control.recv(64)
+
+    def switch_on(self) -> None:
+        assert self.command(STOP) == bytes(4)
+        assert self.command(SET_BUFFER_SIZE, 3968)[:4] == bytes(4)
+        assert self.command(INIT, 0) == bytes(4)
+
+    def transact(self, command: bytes) -> bytes:
+        self.data.sendall(command)
+        return self.data.recv(tpm2.RESPONSE_BYTES)
+
+    def patiently(self, command: bytes) -> tuple[bytes, int]:
+        """The answer, and how often it took another try."""
+        for again in range(1000):
+            if (answer := self.transact(command)) != tpm2.AGAIN:
+                return answer, again
+            time.sleep(0.01)
+        raise AssertionError("it never answers")
+
+    def close(self) -> None:
+        self.control.close()
+        self.data.close()
+
+
+class Relay(NamedTuple):
+    path: Path
+    emulator: "subprocess.Popen[bytes]"
+    failures: list[str]
+
+
+Started = Callable[..., Relay]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Started]:
+    """started(measure=…) is a relay with an emulator behind it."""
+    emulators: list[subprocess.Popen[bytes]] = []
+
+    def start(measure: Callable[[], tpm_relay.Events] = lambda: EVENTS) -> Relay:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(tmp_path / "tpm.sock"))
+        listener.listen(1)
+        ours, theirs = socket.socketpair()
+        number = theirs.fileno()
+        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={tmp_path}", "--terminate"]
+        with theirs:
+            emulator = subprocess.Popen(
+                [*command, "--ctrl", f"type=unixio,clientfd={number}"],
+                pass_fds=(number,),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        emulators.append(emulator)
+        failures: list[str] = []
+        tpm_relay.start(listener, ours, measure, failures.append)
+        return Relay(tmp_path / "tpm.sock", emulator, failures)
+
+    yield start
+    for emulator in emulators:
+        emulator.kill()
+        emulator.wait()
+
+
+@pytest.fixture
+def vmm(started: Started) -> Iterator[Vmm]:
+    vmm = Vmm(started().path)
+    vmm.switch_on()
+    yield vmm
+    vmm.close()
+
+
+def pcrs(vmm: Vmm) -> dict[int, bytes]:
+    return dict(tpm2.pcrs(vmm.patiently(tpm2.read_pcrs([0, 4, 9]))[0]))
+
+
+def test_what_is_booted_was_measured_before_the_vmm_goes_on(vmm: Vmm) -> None:
+    extended = {pcr: measured_boot.replay([digest], "sha256") for pcr, digest in EVENTS}
+    assert pcrs(vmm) == {0: bytes(32)} | extended
+
+
+def test_it_was_started_up_and_has_tested_itself(vmm: Vmm) -> None:
+    """What Cloud Hypervisor from v53 on asks first, and what Linux does."""
+    assert vmm.transact(tpm2.startup())[6:10] == struct.pack(">I", 0x100)
+    began = time.monotonic()
+    tpm2.done(vmm.transact(tpm2.self_test()), "test itself")
+    again = time.monotonic() - began
+    vmm.switch_on()
+    assert again < tpm_relay.SECONDS
+
+
+def test_whoever_resets_the_tpm_finds_it_measured_again(vmm: Vmm) -> None:
+    before = pcrs(vmm)
+    tpm2.done(vmm.transact(tpm2.extend(4, bytes(32))), "extend")
+    assert pcrs(vmm) != before
+    vmm.switch_on()
+    assert pcrs(vmm) == before
+
+
+def test_what_takes_long_is_answered_when_it_is_asked_again(
+    vmm: Vmm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tpm_relay, "SECONDS", 0.001)
+    answer, again = vmm.patiently(tpm2.create_attestation_key())
+    assert again > 0
+    key = tpm2.created(answer)
+    quote = tpm2.quoted(vmm.patiently(tpm2.quote(key.handle, bytes(32)))[0])
+    assert quote.message
+    tpm2.done(vmm.patiently(tpm2.flush(key.handle))[0], "flush")
+
+
+def test_a_command_is_carried_out_once(vmm: Vmm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is sent while another takes long, whose sender gives up: each is carried out once, in order."""
+    monkeypatch.setattr(tpm_relay, "SECONDS", 0.001)
+    before = pcrs(vmm)
+    assert vmm.transact(tpm2.create_attestation_key()) == tpm2.AGAIN
+    tpm2.done(vmm.patiently(tpm2.extend(4, bytes(32)))[0], "extend")
+    assert pcrs(vmm)[4] == hashlib.sha256(before[4] + bytes(32)).digest()
+    monkeypatch.setattr(tpm_relay, "SECONDS", 10.0)
+    for _ in range(2):  # the same twice is meant twice
+        tpm2.done(vmm.transact(tpm2.extend(9, bytes(32))), "extend")
+    once = hashlib.sha256(before[9] + bytes(32)).digest()
+    assert pcrs(vmm)[9] == hashlib.sha256(once + bytes(32)).digest()
+
+
+@pytest.mark.parametrize("size", [0, 9, 4097, 0xFFFFFFFF])
+def test_nonsense_ends_it(started: Started, size: int) -> None:
+    relay = started()
+    vmm = Vmm(relay.path)
+    vmm.switch_on()
+    vmm.data.sendall(struct.pack(">HII", 0x8001, size, 0x143))
+    assert vmm.data.recv(1) == b""
+    assert relay.emulator.wait(SECONDS) is not None
+    assert relay.failures == [f"a command or an answer of a TPM has {size} bytes"]
+    vmm.close()
+
+
+def test_it_ends_with_the_vmm(started: Started) -> None:
+    relay = started()
+    vmm = Vmm(relay.path)
+    vmm.switch_on()
+    vmm.close()
+    relay.emulator.wait(SECONDS)
+    assert relay.failures == []
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_it_ends_with_the_emulator(started: Started, connected: bool) -> None:
+    relay = started()
+    vmm = Vmm(relay.path) if connected else None
+    relay.emulator.kill()
+    if vmm is not None:
+        assert vmm.control.recv(1) == b""
+        assert vmm.data.recv(1) == b""
+        vmm.close()
+    wait_for(lambda: not connects(relay.path))
+    assert relay.failures == []
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def test_what_cannot_be_measured_is_not_booted(started: Started) -> None:
+    def measure() -> tpm_relay.Events:
+        raise FileNotFoundError(2, "No such file or directory", "/nowhere/kernel")
+
+    relay = started(measure)
+    wait_for(lambda: not connects(relay.path))
+    assert relay.failures == ["[Errno 2] No such file or directory: '/nowhere/kernel'"]
