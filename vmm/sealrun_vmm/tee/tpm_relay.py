@@ -10,6 +10,7 @@ What comes from the VMM is a guest's. It goes to the emulator as it is, a comman
 of it is read than its length. The control channel: swtpm_ioctls(3).
 """
 
+import os
 import select
 import socket
 import struct
@@ -145,13 +146,16 @@ class _Relay:
     def _controlled(self) -> None:
         """One command of the VMM's control channel, and its answer."""
         command, descriptors, _, _ = socket.recv_fds(self._vmm, _CONTROL_BYTES, 1)
-        for descriptor in descriptors:
-            if self._guest is not None:
-                self._guest.close()
-            self._guest = socket.socket(fileno=descriptor)
-        if len(command) < _CODE.size:
+        (code,) = _CODE.unpack_from(command.ljust(_CODE.size, b"\0"))
+        if code != _SET_DATA_FD or self._guest is not None:
+            for (
+                descriptor
+            ) in descriptors:  # Cloud Hypervisor sends its standard input with each command
+                os.close(descriptor)
+        elif descriptors:
+            self._guest = socket.socket(fileno=descriptors[0])
+        if not command:
             raise _Ended
-        (code,) = _CODE.unpack_from(command)
         if code == _SET_DATA_FD:
             socket.send_fds(self._emulator, [command], [self._theirs.fileno()])
             self._theirs.close()
