@@ -99,6 +99,7 @@ class Vmm:
         self._taps: list[int] = []
         self._tree: dict[str, Any] = {}  # of devices that are memory
         self._vsock: socket.socket | None = None
+        self._tpm: rules.Tpm | None = None
 
     # --- the calls -------------------------------------------------------------------------------
 
@@ -283,7 +284,7 @@ class Vmm:
         for tap, network in zip(self._taps, config.get("net", []), strict=True):
             rules.take_tap(tap, network)
         if "tpm" in config:
-            rules.find_tpm(config["tpm"]["socket"])
+            self._tpm = rules.connect_tpm(config["tpm"]["socket"])
         for disk in config.get("disks", []):
             rules.open_disk(disk)
         self._tree = {one["id"]: rules.open_pmem(one) for one in config.get("pmem", [])}
@@ -299,7 +300,8 @@ class Vmm:
                     self.half_booted = True
                     raise Refusal(500, f"Cannot open {member} file", "No such file or directory")
             shares = [share["socket"] for share in config.get("fs", [])]
-            self.guest = Guest(path, shares, agent=self._switches.get("guest") != "none")
+            agent = self._switches.get("guest") != "none"
+            self.guest = Guest(path, shares, agent=agent, tpm=self._tpm)
             self._cpus, self._requested = config["cpus"]["boot_vcpus"], 0
             for tap, network in zip(self._taps, config.get("net", []), strict=True):
                 self._plug(self.guest, tap, network)

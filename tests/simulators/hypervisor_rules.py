@@ -3,9 +3,11 @@
 import fcntl
 import os
 import socket
-import stat
 import struct
 from typing import Any, NoReturn
+
+from sealrun_protocol import tpm2
+from simulators.simulated_tpm import Tpm
 
 DEVICES = "Error from device manager"
 _TUNGETIFF = 0x800454D2  # linux/if_tun.h
@@ -97,15 +99,13 @@ def number_at(address: int) -> tuple[int, int]:
     return number >> _MINOR_BITS, number & ((1 << _MINOR_BITS) - 1)
 
 
-def find_tpm(path: str) -> None:
-    """An emulator listens on the socket. The real one talks to it, and waits 100 ms for each answer.
-    Raises Refusal."""
-    causes = (DEVICES, "Cannot create tmp device", "Failed to create TPM Device")
+def connect_tpm(path: str) -> Tpm:
+    """The TPM whose emulator listens on the socket. Raises Refusal."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise Refusal(500, *causes)
-    except OSError as error:
-        raise Refusal(500, *causes, str(error)) from error
+        return Tpm(path)
+    except (OSError, tpm2.TpmError) as error:
+        causes = (DEVICES, "Cannot create tmp device", "Failed to create TPM Device", str(error))
+        raise Refusal(500, *causes) from error
 
 
 def validate(config: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ from sealrun_vmm import assets  # noqa: E402
 from sealrun_vmm.cloud_hypervisor import landlock  # noqa: E402
 from sealrun_vmm.cloud_hypervisor.driver import LAUNCH_SECONDS, CloudHypervisorDriver  # noqa: E402
 from sealrun_vmm.driver import DriverName  # noqa: E402
-from sealrun_vmm.spec import Accelerator  # noqa: E402
+from sealrun_vmm.spec import Accelerator, Tee  # noqa: E402
+from sealrun_vmm.tee import tpm  # noqa: E402
 from sealrun_vmm.tee.launch import Launch  # noqa: E402
 
 SIMULATOR = str(_ROOT / "tests/simulators/cloud_hypervisor.py")
@@ -41,7 +42,8 @@ def plan(handover: Handover) -> machine.Plan:
         launch_seconds=float(annotations.get("test.launch-seconds", LAUNCH_SECONDS)),
     )
     image = assets.locate(handover.guest_image)
-    spec = machine.vm_spec(handover, image, Accelerator.KVM, Launch(), machine.this_host())
+    launch = Launch(tee=Tee.TPM, tpm=tpm.SOCKET) if handover.config.tee == "tpm" else Launch()
+    spec = machine.vm_spec(handover, image, Accelerator.KVM, launch, machine.this_host())
     if landlock.obstacle() is not None:
         import dataclasses
 

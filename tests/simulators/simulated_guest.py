@@ -17,7 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulators import namespaces, simulated_share
+from simulators import namespaces, simulated_share, simulated_tpm
+from simulators.simulated_tpm import Tpm
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT_PORT = 1024
@@ -31,9 +32,11 @@ _libc = ctypes.CDLL(None)
 class Guest:
     """One boot. Its console is our standard output."""
 
-    def __init__(self, vsock: str, shares: Sequence[str] = (), *, agent: bool) -> None:
+    def __init__(
+        self, vsock: str, shares: Sequence[str] = (), *, agent: bool, tpm: Tpm | None = None
+    ) -> None:
         """vsock: the path of the hybrid vsock's socket. shares: those of virtio-fs devices. agent:
-        whether one runs in it. Raises OSError."""
+        whether one runs in it. Raises OSError, TpmError."""
         remove_cgroups()
         self._cables: list[subprocess.Popen[bytes]] = []
         self._devices = [simulated_share.Device(path) for path in shares]
@@ -46,7 +49,10 @@ class Guest:
                 command = namespaces.command(namespaces.cgroups() / name)
                 command += [sys.executable, program]
                 shared = [device.namespace for device in self._devices]
-                command += [str(channel.fileno()), "none", *map(str, shared or [""]), ""]
+                tee, device = ("tpm", os.path.abspath(f"{vsock}_tpm")) if tpm else ("none", "")
+                if tpm:
+                    simulated_tpm.device(tpm, device)
+                command += [str(channel.fileno()), tee, *map(str, shared or [""]), device]
                 self._process = _start(command, channel.fileno(), *shared)
         else:
             self._process = _start(["/bin/sleep", "1000"])

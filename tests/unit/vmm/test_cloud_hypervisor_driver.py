@@ -26,7 +26,7 @@ from sealrun_vmm.errors import (
     SpecRefused,
     VmmError,
 )
-from sealrun_vmm.spec import PMEM_STEP, Disk, Nic, VmSpec
+from sealrun_vmm.spec import PMEM_STEP, Disk, Nic, Tee, VmSpec
 
 # --- ends ----------------------------------------------------------------------------------------
 
@@ -354,6 +354,13 @@ def test_too_old(spec: VmSpec, version: str, monkeypatch: pytest.MonkeyPatch) ->
     error = refused(spec)
     assert str(error) == f"cannot use cloud-hypervisor v{version}-simulated: it is too old"
     assert "52 or newer" in error.remedy
+
+
+def test_too_old_for_a_tpm(spec: VmSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMULATOR", "version=52.1.0")
+    error = refused(dataclasses.replace(spec, tee=Tee.TPM, tpm="tpm.sock", landlock=False))
+    assert str(error) == "cannot use cloud-hypervisor v52.1.0-simulated: it is too old"
+    assert "53 or newer" in error.remedy
 
 
 def test_built_without_what_the_vm_takes(spec: VmSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ nobody checks that what is asked for is there.
 import os
 from typing import Any, Final
 
+from sealrun_vmm.cloud_hypervisor import program
+from sealrun_vmm.cloud_hypervisor.program import Build
 from sealrun_vmm.errors import SpecRefused
 from sealrun_vmm.spec import Tee, VmSpec
 from sealrun_vmm.tee import snp
@@ -19,6 +21,7 @@ FEATURES: Final[dict[Tee, frozenset[str]]] = {
 }
 """What a VM takes to have been built in, as `vmm.ping` calls it."""
 
+_OLDEST_WITH_TPM: Final = (53, 0)  # 52 asks swtpm something that it answers only when it is on
 _OVER_FW_CFG: Final = ("e820", "kernel", "cmdline", "initramfs", "acpi_tables")
 
 
@@ -40,6 +43,12 @@ def check(spec: VmSpec) -> None:
             raise SpecRefused(f"the host data of a VM with snp has {snp.HOST_DATA_BYTES} bytes")
     elif spec.firmware:
         raise SpecRefused("Cloud Hypervisor starts the kernel without firmware")
+
+
+def require(build: Build, tee: Tee) -> None:
+    """Raise HostUnfit where a program cannot start VMs with `tee`."""
+    oldest = _OLDEST_WITH_TPM if tee is Tee.TPM else program.OLDEST
+    program.require(build, FEATURES[tee], oldest)
 
 
 def payload(spec: VmSpec) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class CloudHypervisorDriver:
         if (cause := self._kvm_obstacle()) is not None:
             remedy = f"{kvm.JOIN}, or {program.USE_QEMU}" if kvm.denied() else program.USE_QEMU
             raise HostUnfit(f"cannot use KVM: {cause}", remedy=remedy)
-        program.require(program.identify(binary), confidential.FEATURES[spec.tee])
+        confidential.require(program.identify(binary), spec.tee)
         if spec.landlock and (cause := landlock.obstacle()) is not None:
             raise HostUnfit(
                 f"cannot confine {PROGRAM} by Landlock: {cause}",
@@ -109,7 +109,7 @@ class CloudHypervisorDriver:
 
 async def _boot(api: Api, spec: VmSpec) -> None:
     """Raises ApiError, HostUnfit."""
-    program.require(await api.ping(), confidential.FEATURES[spec.tee])
+    confidential.require(await api.ping(), spec.tee)
     await api.create(config.vm_config(spec))
     for index, nic in enumerate(spec.nics):
         await api.add_net(config.net_config(f"nic{index}", nic), nic.tap_fd)

@@ -67,15 +67,15 @@ def identify(path: str) -> Build:
     return Build(version.strip(), frozenset(name.strip(' "') for name in names))
 
 
-def require(build: Build, features: Set[str]) -> None:
-    """Raise HostUnfit where it is too old, says nothing that is a version, or lacks one of
+def require(build: Build, features: Set[str], oldest: tuple[int, int] = OLDEST) -> None:
+    """Raise HostUnfit where it is older than `oldest`, says nothing that is a version, or lacks one of
     `features`."""
     name = f"{PROGRAM} {process.printable(build.version)}"
     match = _VERSION.match(build.version)
-    if match is None or (int(match[1]), int(match[2])) < OLDEST:
+    if match is None or (int(match[1]), int(match[2])) < oldest:
         raise HostUnfit(
             f"cannot use {name}: it is too old",
-            remedy=f"install Cloud Hypervisor {OLDEST[0]} or newer, or {USE_QEMU}",
+            remedy=f"install Cloud Hypervisor {oldest[0]} or newer, or {USE_QEMU}",
         )
     missing = ", ".join(sorted(features - build.features))
     if missing:

@@ -22,9 +22,9 @@ from sealrun_protocol import tpm2
 
 from sealrun_vmm.errors import VmmError
 
-SECONDS: Final = 0.05
-"""What a command may take before its sender is told to send it again: half of what Cloud Hypervisor
-waits."""
+SECONDS: Final = 0.01
+"""What a command may take before its sender is told to send it again: the rest of what Cloud Hypervisor
+waits is for a busy host, on which this thread and the virtual CPU's have to wait for their turns."""
 
 _INIT, _SET_DATA_FD = 2, 16  # commands of the control channel
 _CONTROL_BYTES: Final = 64  # the longest in use has 20
