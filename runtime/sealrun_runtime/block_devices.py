@@ -123,8 +123,12 @@ def found(container: "ContainerSpec", system: str = SYSTEM) -> tuple[BlockDevice
 def pmem_bytes(directory: str = ALL) -> int:
     """How much persistent memory this host has as block devices, or more: what is a device on a device
     counts twice."""
+    try:
+        names = os.listdir(directory)
+    except OSError:  # nobody has mounted it: then no device is found either
+        return 0
     total = 0
-    for name in os.listdir(directory):
+    for name in names:
         try:
             if _has_direct_access(f"{directory}/{name}"):
                 total += int(_attribute(f"{directory}/{name}", "size")) * SECTOR

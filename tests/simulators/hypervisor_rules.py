@@ -12,7 +12,7 @@ from simulators.simulated_tpm import Tpm
 DEVICES = "Error from device manager"
 _TUNGETIFF = 0x800454D2  # linux/if_tun.h
 _SIOCSIFMTU = 0x8922
-_PMEM_STEP, _MINOR_BITS = 2 << 20, 20
+_PMEM_STEP = 2 << 20
 _REQUEST = struct.Struct("16si20x")
 
 
@@ -83,12 +83,12 @@ def open_pmem(config: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         cause = f"{error.strerror} (os error {error.errno})"
         raise Refusal(500, DEVICES, "Cannot open persistent memory file", cause) from error
-    number = os.fstat(descriptor).st_rdev
+    about = os.fstat(descriptor)
     size = config.get("size", os.lseek(descriptor, 0, os.SEEK_END))
     os.close(descriptor)
     if size % _PMEM_STEP:
         raise Refusal(500, DEVICES, "Trying to use a size that is not multiple of 2MiB")
-    base = (os.major(number) << _MINOR_BITS | os.minor(number)) * _PMEM_STEP
+    base = (about.st_rdev or about.st_ino) * _PMEM_STEP
     memory = {"MmioAddressRange": {"base": base, "size": size}}
     return {"id": config["id"], "resources": [memory], "children": []}
 
@@ -96,7 +96,7 @@ def open_pmem(config: dict[str, Any]) -> dict[str, Any]:
 def number_at(address: int) -> tuple[int, int]:
     """Of the block device that `open_pmem` laid there."""
     number = address // _PMEM_STEP
-    return number >> _MINOR_BITS, number & ((1 << _MINOR_BITS) - 1)
+    return os.major(number), os.minor(number)
 
 
 def connect_tpm(path: str) -> Tpm:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from fixtures import hypervisor_cases, netns, oci
 from fixtures import workload as workloads
-from fixtures.outer_machine import OuterMachine
+from fixtures.loop import Loop
+from fixtures.outer_machine import PERSISTENT, OuterMachine
 from sealrun_vmm import assets, cmdline, kvm
 from sealrun_vmm.cloud_hypervisor import landlock
 from sealrun_vmm.cloud_hypervisor.driver import CloudHypervisorDriver
@@ -27,8 +28,10 @@ from sealrun_vmm.spec import Accelerator, VmSpec
 from system import test_block_devices
 from system.test_block_devices import (  # noqa: F401 - they are collected here
     disks,
+    memories,
     test_a_container_has_what_it_was_given,
     test_a_pods_vm_gets_it_while_it_runs,
+    test_persistent_memory_is_that_for_the_container_too,
 )
 from system.test_lifecycle import (  # noqa: F401 - they are collected here
     test_a_bad_id_is_refused,
@@ -62,6 +65,7 @@ BINARY = shutil.which("cloud-hypervisor")
 KVM_OBSTACLE = kvm.obstacle()
 ROOT = Path(__file__).parents[2]
 OUTER_SECONDS = 1200
+CONFINED = "landlock_keeps or whole_life or pods_vm or that_for_the_container_too"
 TPM_SECONDS = 0.1  # that the emulator has for each answer
 CACHE = "/var/cache/sealrun/guest-image"  # install.sh filled it
 
@@ -93,9 +97,9 @@ def test_landlock_in_a_machine_with_kvm(tmp_path: Path) -> None:
     only where that is slow, so this is what needs it and no more."""
     if landlock.obstacle() is None and KVM_OBSTACLE is None:
         pytest.skip("this host has Landlock: the tests run on it")
-    console = in_a_machine(tmp_path, "backports", "-k 'landlock_keeps or whole_life or pods_vm'")
+    console = in_a_machine(tmp_path, "backports", f"-k '{CONFINED}'")
     assert "status: 0" in console.splitlines()
-    assert " 4 passed" in console
+    assert " 5 passed" in console
 
 
 def in_a_machine(directory: Path, kernels: str, choice: str) -> str:
@@ -217,6 +221,24 @@ def test_a_volume_is_live_in_both_directions(
     wait_for_output(bundle / "stdout", b"of the host\n")
     made = tmp_path / "data/made"
     _wait(lambda: made.exists() and made.read_text() == "of the guest\n")
+
+
+def test_a_pmem_namespace_is_mapped(runtime: oci.Runtime, rootfs: Path, tmp_path: Path) -> None:
+    """One that Linux itself takes for persistent memory, and the host has what the guest wrote."""
+    if PERSISTENT not in Path("/proc/cmdline").read_text().split():
+        pytest.skip("only the emulated machine's persistent memory is there to be overwritten")
+    pmem = Loop(Path("/dev/pmem0"), "/dev/pmem0")
+    assert Path("/sys/block/pmem0/queue/dax").read_text() == "1\n"
+    test_block_devices.format_for_direct_access(pmem.node)
+    bundle = oci.bundle(tmp_path / "b", rootfs, "sleep 1000", runtime.annotations)
+    given = test_block_devices.linux((pmem, "/dev/xvda", "rw"))
+    runtime.run(oci.edit(bundle, {"linux": oci.read(bundle)["linux"] | given}))
+    shell = ("busybox", "sh", "-ec", test_block_devices.MAP)
+    mapped = runtime("exec", "--cap", "CAP_SYS_ADMIN", "c1", *shell)
+    assert mapped.ok, mapped.stderr
+    assert b"dax=always" in mapped.stdout
+    written = test_block_devices.read_from(pmem.node, "file")
+    assert written == b"written without a cache\n"
 
 
 def test_it_has_the_networks_of_its_namespace_and_follows_them(runtime: oci.Runtime, make) -> None:

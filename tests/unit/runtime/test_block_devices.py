@@ -118,6 +118,7 @@ def test_a_kernel_that_does_not_say_has_none(system: str) -> None:
 
 
 def test_how_much_of_it_the_host_has(system: str) -> None:
+    assert block_devices.pmem_bytes("/nowhere") == 0
     assert block_devices.pmem_bytes(system) == 0
     persistent(system, "259:0", 4096, "1\n")
     persistent(system, "259:1", 8192, "1\n")
