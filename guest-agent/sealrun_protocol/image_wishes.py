@@ -15,6 +15,13 @@ from sealrun_protocol.urls import HOST, URL, has_port, url_endpoint
 
 _ENDPOINT: Final = re.compile(HOST)
 _REGISTRY: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+# A registry written out, in lower case as references have it; then a repository with tag or digest, or a namespace.
+_ALLOWED: Final = re.compile(
+    r"(?P<registry>(?:\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]{1,253})(?::[0-9]{1,5})?)"
+    r"(?P<path>(?:/[a-z0-9._-]{1,255})*)"
+    r"(?:/\*|(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?)"
+)
+_FORMS: Final = "registry/repository[:tag], registry/repository@sha256:…, registry/namespace/*"
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 # Of cdh.toml's [image]: what is obeyed, and what says nothing about protection.
 _FROM_COCO: Final = (
@@ -92,6 +99,8 @@ def coco_members(table: dict[str, Any]) -> dict[str, Any]:
 
 def check(image: Image) -> None:
     """What the types do not say. Raises WishInvalid."""
+    for pattern in image.allowed or ():
+        _check_allowed(pattern)
     uris = [("decryption_keys", uri) for uri in image.decryption_keys]
     for name in ("image_security_policy_uri", "authenticated_registry_credentials_uri"):
         uris += [(name, uri)] if (uri := getattr(image, name)) else []
@@ -120,3 +129,17 @@ def check(image: Image) -> None:
         found = _ENDPOINT.fullmatch(text)
         if found is None or not has_port(found):
             raise WishInvalid(f"registry_endpoints: {text[:200]!a} is not host:port")
+
+
+def _check_allowed(pattern: str) -> None:
+    """Refuse what no reference can match: its author believes that something may run."""
+    found = _ALLOWED.fullmatch(pattern) if len(pattern) <= 512 else None
+    registry, path = (found["registry"], found["path"]) if found else ("", "")
+    written_out = registry == "localhost" or any(mark in registry for mark in ".:[")
+    if not written_out or not (path or pattern.endswith("/*")):
+        raise WishInvalid(f"allowed: {pattern[:200]!a} is none of {_FORMS}")
+    alone = registry == "docker.io" and path.count("/") == 1 and not pattern.endswith("/*")
+    if alone or registry == "index.docker.io":
+        raise WishInvalid(
+            f"allowed: {pattern[:200]!a} matches nothing: the name is docker.io/library/… there"
+        )

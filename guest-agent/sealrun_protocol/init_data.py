@@ -373,6 +373,7 @@ def _our_document(document: str, more: dict[str, Any]) -> _Ours:
             raise InitDataInvalid(
                 f"{OUR_DOCUMENT}: {name}: {unknown[:200]!a} is none of {', '.join(known)}"
             )
+    _check_container(ours.container)
     for name, places in (
         ("host.insecure_shared_directories", ours.host.insecure_shared_directories),
         ("host.insecure_block_devices", ours.host.insecure_block_devices),
@@ -384,6 +385,17 @@ def _our_document(document: str, more: dict[str, Any]) -> _Ours:
                     f"{OUR_DOCUMENT}: {name}: {place[:200]!a} is not an absolute path"
                 )
     return ours
+
+
+def _check_container(container: Container) -> None:
+    """Refuse what nothing can match. Raises InitDataInvalid."""
+    where = f"{OUR_DOCUMENT}: container"
+    for name, vectors in (("commands", container.commands), ("hooks", container.hooks)):
+        if () in vectors:
+            raise InitDataInvalid(f"{where}.{name}: one of them is empty")
+    for variable in container.environment:
+        if "=" in variable or not variable:
+            raise InitDataInvalid(f"{where}.environment: {variable[:200]!a} is no variable's name")
 
 
 def _image(table: object, more: dict[str, Any]) -> Image:

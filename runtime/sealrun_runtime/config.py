@@ -168,4 +168,7 @@ def _convert(value: object, setting: Setting, where: str, error_type: type[Sealr
     try:
         return msgspec.convert(value, setting.kind)
     except msgspec.ValidationError as error:
-        raise error_type(f"{where}: {explain(error)}") from error
+        text = explain(error)
+        if isinstance(value, str) and setting.choices:
+            text = f"{value[:80]!r} is none of {', '.join(setting.choices)}"
+        raise error_type(f"{where}: {text}") from error

@@ -9,7 +9,7 @@ Nothing here is obeyed by the guest: what a tenant trusts stands in the init-dat
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct
 
@@ -246,6 +246,12 @@ class Setting(NamedTuple):
     default: object
     doc: str
     annotation: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All values, where they are words of a list."""
+        kind = get_args(self.kind)[0]
+        return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _rows(section: type[Section], prefix: str) -> Iterator[Setting]:

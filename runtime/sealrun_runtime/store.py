@@ -21,6 +21,7 @@ owner only. One that somebody else owns or may write to is not trusted. A contai
 This module is on the hot path: `posix` instead of `os` (which costs 1 ms).
 """
 
+import errno
 import posix
 
 from sealrun_runtime.errors import HostError, InvalidRequest, NotFound, cause
@@ -199,6 +200,8 @@ def _open(root: str, container: str) -> Directory:
     except FileNotFoundError:
         raise NotFound(container) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file system has such a name
+            raise NotFound(container) from None
         raise HostError(f"cannot open {path}: {cause(error)}") from error
     try:
         _check_ours(path, posix.fstat(descriptor))

@@ -34,7 +34,7 @@ EXAMPLE = (
     b'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n'
     b"\"aa.toml\" = '''\n[token_configs.kbs]\nurl = \"https://a.example.com:1/x\"\n'''\n"
     b"\"sealrun.toml\" = '''\n[attestation]\ninsecure_sample_evidence = true\n"
-    b'[image]\nallowed = ["a/b"]\ndecryption_keys = ["kbs:///a/b/c"]\n\'\'\'\n'
+    b'[image]\nallowed = ["a.b/c"]\ndecryption_keys = ["kbs:///a/b/c"]\n\'\'\'\n'
 )
 POLICY = b'[evidence]\ninsecure_sample = true\n[[resource]]\npath = "a/*/c"\ntee = ["snp"]\n'
 ATTESTATION: dict[str, Any] = {

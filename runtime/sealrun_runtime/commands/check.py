@@ -5,6 +5,7 @@ The exit status is 0 where a container that asks for nothing special would boot,
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,11 +14,11 @@ from typing import Final, NamedTuple
 from sealrun_vmm import assets, kvm
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit, VmmError
-from sealrun_vmm.spec import Tee
+from sealrun_vmm.spec import NO_SCRATCH, Tee
 from sealrun_vmm.tee import choice, platform
 from sealrun_vmm.tee.platform import Platform
 
-from sealrun_runtime import config, installation, machine
+from sealrun_runtime import config, installation, machine, scratch
 from sealrun_runtime.arguments import Invocation, parse
 from sealrun_runtime.errors import ConfigError, UsageError, describe, one_line
 from sealrun_runtime.machine import Tenant
@@ -71,6 +72,7 @@ def _findings() -> Iterator[Finding]:
     image = settings.guest.image or installation.guest_image()
     here = platform.probe()
     yield _attempt("guest image", partial(_guest_image, image))
+    yield _attempt("scratch disk", partial(_scratch, settings))
     yield _attempt("KVM", _kvm)
     for tee in Tee:
         if tee is not Tee.NONE:
@@ -89,6 +91,14 @@ def _attempt(subject: str, look: Callable[[], str]) -> Finding:
 
 def _guest_image(directory: str) -> str:
     return f"{directory}, kernel {assets.locate(directory).kernel_version}"
+
+
+def _scratch(settings: Config) -> str:
+    file = scratch.make(settings.vm)
+    if file == NO_SCRATCH:
+        return "none, all is in memory"
+    os.close(file)
+    return f"{settings.vm.scratch} MiB in {settings.vm.scratch_directory}"
 
 
 def _kvm() -> str:
@@ -116,6 +126,7 @@ def _starts(tee: Tee, driver: DriverName, settings: Config, image: str) -> str:
 
 def _boots(settings: Config, image: str, here: Platform) -> str:
     """Raises VmmError where it does not."""
+    _scratch(settings)
     plan = machine.plan("check", settings, image, Tenant(), here)
     plan.driver.check(plan.spec)
     return f"boots by {plan.name} with {plan.spec.accelerator}, tee {plan.spec.tee}"

@@ -17,9 +17,9 @@ from sealrun_vmm.errors import SpecRefused, VmmError
 from sealrun_vmm.spec import NO_NODES, NO_SCRATCH
 
 from sealrun_runtime import handover as handing
-from sealrun_runtime import leftovers
+from sealrun_runtime import leftovers, scratch
 from sealrun_runtime.handover import Handover
-from sealrun_runtime.shim import disks, network, placement, scratch, tpm
+from sealrun_runtime.shim import disks, network, placement, tpm
 from sealrun_runtime.shim import log as logging
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit, ShimError, VmmFailed

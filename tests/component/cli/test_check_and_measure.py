@@ -92,6 +92,7 @@ def test_every_finding_says_what_to_do(world: cli.World, settings: Write) -> Non
     assert status == 0
     assert findings["a container"]["good"]
     assert findings["none: qemu"]["text"] == "starts it with tcg"
+    assert findings["scratch disk"]["text"] == "10240 MiB in /var/tmp"
     bad = [finding for finding in findings.values() if not finding["good"]]
     assert bad
     assert all(finding["remedy"] for finding in bad), bad
@@ -113,6 +114,8 @@ def test_the_same_as_lines(world: cli.World, settings: Write) -> None:
     [
         ("auto", {"qemu": "/nowhere/qemu"}, "cannot find /nowhere/qemu"),
         ("auto", {"driver": "cloud-hypervisor"}, "cannot find /nowhere/ch"),
+        ("auto", {"scratch_directory": "/nowhere"}, "cannot make a scratch disk of 10240 MiB"),
+        ("auto", {"scratch": 1}, "cannot make a scratch disk of 1 MiB"),
         ("snp", {}, "the CPU does not show sev_snp"),
         ("tdx", {}, "the CPU does not show tdx_host_platform"),
         ("tpm", {"swtpm": "/nowhere/swtpm"}, "cannot find /nowhere/swtpm"),

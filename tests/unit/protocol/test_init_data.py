@@ -70,6 +70,24 @@ def test_everything_of_a_complete_document() -> None:
     assert endpoints(read) == (("broker.example.com", 8443),)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "r.test/a",
+        "r.test:5000/a/b_c/d.e-f:V1.0_x",
+        f"r.test/a:1@sha256:{'0' * 64}",
+        f"[::1]:5000/a@sha256:{'f' * 64}",
+        "localhost/a",
+        "127.0.0.1:5000/*",
+        "docker.io/team/*",
+        "docker.io/*",
+        "docker.io/library/alpine:3",
+    ],
+)
+def test_images_that_can_be_allowed(pattern: str) -> None:
+    assert parse(container(ours=f"[image]\nallowed = ['{pattern}']\n")).image.allowed == (pattern,)
+
+
 def test_what_is_not_said_protects() -> None:
     read = parse(container())
     assert read.broker is None
@@ -237,6 +255,25 @@ def test_broker_urls_that_are_none(url: str) -> None:
         (container(ours="[workload]\nresources = []\n"), "sealrun.toml: workload"),
         (container(ours="[image]\nzzz = []\n"), "known are allowed, decryption_keys"),
         (container(ours="[image]\nallowed = 'a'\n"), "image.allowed: expected `array"),
+        *(
+            (container(ours=f"[image]\nallowed = ['{pattern}']\n"), words)
+            for pattern, words in (
+                ("app", "allowed: 'app' is none of registry/repository[:tag], "),
+                ("team/app", "is none of"),
+                ("*", "is none of"),
+                ("r.test", "is none of"),
+                ("r.test/*/app", "is none of"),
+                ("R.test/app", "is none of"),
+                ("https://r.test/app", "is none of"),
+                ("r.test/app@sha256:12", "is none of"),
+                ("r.test/" + "a" * 600, "is none of"),
+                ("docker.io/alpine:3", "matches nothing: the name is docker.io/library/"),
+                ("index.docker.io/library/alpine", "matches nothing"),
+            )
+        ),
+        (container(ours="[container]\ncommands = [[]]\n"), "commands: one of them is empty"),
+        (container(ours="[container]\nhooks = [['/a'], []]\n"), "hooks: one of them is empty"),
+        (container(ours="[container]\nenvironment = ['A=b']\n"), "'A=b' is no variable's name"),
         (container(ours="[image]\nallowed = [1]\n"), "image.allowed[0]: expected `str`"),
         (
             container(ours="[attestation]\ninsecure_sample_evidence = 1\n"),

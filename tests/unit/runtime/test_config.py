@@ -84,7 +84,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, text: str, remedy: str
         ("[vm]\ncpus = 0", "vm.cpus"),
         ("[vm]\ncpus = true", "vm.cpus"),
         ("[vm]\nmemory = '1G'", "vm.memory"),
-        ("[vm]\ndriver = 'xen'", "vm.driver"),
+        ("[vm]\ndriver = 'xen'", "vm.driver: 'xen' is none of auto, cloud-hypervisor, qemu"),
         ("[vm]\nqemu = 'qemu'", "vm.qemu"),
         ("vm = 3", "vm"),
         ("[relay]\nendpoints = ['broker']", "relay.endpoints"),

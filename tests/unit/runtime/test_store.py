@@ -40,8 +40,9 @@ def test_a_directory_is_private_and_taken_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_container(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match='container "c1" does not exist'):
-        store.open_container(str(tmp_path), "c1")
+    for name in ("c1", "a" * store.ID_LENGTH):
+        with pytest.raises(NotFound, match=f'container "{name}" does not exist'):
+            store.open_container(str(tmp_path), name)
     assert store.containers(str(tmp_path / "nothing")) == []
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from sealrun_runtime import scratch
 from sealrun_runtime.settings import VmSettings
-from sealrun_runtime.shim import scratch
 from sealrun_vmm.cloud_hypervisor import landlock
 from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import NO_SCRATCH
