@@ -394,6 +394,7 @@ uninstall() {
     remove_path "$containerd_dropin"
     remove_path "$share"
     remove_path "$lib"
+    remove_path "$prefix/lib/.sealrun.new"   # of an installation that was killed
     remove_path "$cache/guest-image"
     # Whatever else is in these directories, or was given as one of them, is somebody else's.
     rmdir -- "$cache" "${dropin%/*}" "$sysconfdir/containers" "${crio_dropin%/*}" 2>/dev/null || true
