@@ -26,6 +26,7 @@ _LINK: Final = struct.Struct("=BxHiII")  # family, type, index, flags, changed f
 _ADDRESS: Final = struct.Struct("=BBBBI")  # family, prefix, flags, scope, index
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR: Final = struct.Struct("=B3xiHBB")  # family, index, state, flags, type
+_RULE: Final = struct.Struct("=BxxxBxxBI")  # family, table, action, flags
 _KIND_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _ERROR, _DONE = 2, 3
 _INTERRUPTED: Final = 0x10  # NLM_F_DUMP_INTR
@@ -47,6 +48,8 @@ class Kind(IntEnum):
     NEW_NEIGHBOUR = 28
     DELETE_NEIGHBOUR = 29
     GET_NEIGHBOUR = 30
+    NEW_RULE = 32
+    DELETE_RULE = 33
     NEW_QDISC = 36
     DELETE_QDISC = 37
     NEW_FILTER = 44
@@ -219,6 +222,11 @@ def route_body(
 def neighbour_body(family: int, index: int) -> bytes:
     """The ndmsg of a permanent neighbour."""
     return _NEIGHBOUR.pack(family, index, PERMANENT, 0, 0)
+
+
+def rule_body(family: int, table: int) -> bytes:
+    """The fib_rule_hdr of a rule that leads to a table of routes."""
+    return _RULE.pack(family, table, 1, 0)  # FR_ACT_TO_TBL
 
 
 def link(body: bytes) -> Link:

@@ -1,19 +1,25 @@
 """A way from the network namespace's own programs to the VM, at the addresses that its interfaces have.
 
-The port forwarder of a rootless engine (RootlessKit) is such a program: it connects to the interface's
-address from inside. That address belongs to the namespace's stack, too, which would answer by itself. So
-a route through the tap stands before the one that says so, packets on it come from a link-local address of
-the tap, and what the VM sends back to this one address is not redirected. All of it is the tap's, and is
-gone with it.
+The port forwarders of rootless engines are such programs: RootlessKit, and pasta for what comes from the
+host's loopback, connect to the interface's address from inside. That address belongs to the namespace's
+stack, too, which would answer by itself. So a route through the tap stands before the one that says
+so, packets on it come from an address of the tap that nobody else has, and what the VM sends back to
+this one address is not redirected. All of it is the tap's, and is gone with it, but for one rule
+(precedence.py).
+
+One door of a namespace also leads from 127.0.0.1 and ::1, to which older forwarders connect, to its
+interface's first address: no kernel takes packets for its loopback from outside, so they are translated.
 """
 
 import contextlib
 import socket
+from collections.abc import Iterable
 from typing import Final
 
 from sealrun_protocol.network import Address, Neighbour, Route
 from sealrun_protocol.rtnetlink import (
     LOCAL_TABLE,
+    NO_DAD,
     AddressAttribute,
     Flag,
     Kind,
@@ -29,65 +35,109 @@ from sealrun_protocol.rtnetlink import (
     route_body,
 )
 
-from sealrun_runtime.network import tap
+from sealrun_runtime.network import precedence, tap
 from sealrun_runtime.network.netlink import Netlink
+from sealrun_runtime.network.nftables import Translation
 
-_PEERS: Final = socket.inet_aton("169.254.83.0")  # RFC 3927: no router forwards them
+_PEERS: Final = {
+    4: socket.inet_aton("169.254.83.0"),  # RFC 3927: no router forwards them
+    16: socket.inet_pton(socket.AF_INET6, "fd5e:a152:9c0d:83::"),  # RFC 4193, drawn once
+}
+"""By the width of an address."""
+_LOOPBACK: Final = {4: b"\x7f", 16: bytes(15) + b"\1"}  # the first bytes of its addresses
+_FAMILY: Final = {4: socket.AF_INET, 16: socket.AF_INET6}
 _LINK_SCOPE: Final = 253  # RT_SCOPE_LINK
-_WHOLE: Final = 32  # bits of an address
-_INET: Final = socket.AF_INET
 _CONF, _ACCEPT_LOCAL = 1, 23  # IFLA_INET_CONF of linux/if_link.h, IPV4_DEVCONF_… of linux/ip.h
 
 
 class Door:
-    """Of one interface. IPv4 only: no forwarder that is known connects to another address."""
+    """Of one interface."""
 
     def __init__(self, netlink: Netlink, interface: int, place: int) -> None:
         """interface: the tap's index. place: a number that no other door of the namespace has, from
         1 to 254. Raises OSError."""
-        self._netlink, self._tap = netlink, interface
-        self._peer = _PEERS[:3] + bytes([place])
+        self._netlink, self._tap, self._place = netlink, interface, place
         found = link(netlink.get(Kind.GET_LINK, link_body(interface)))
         self._mac = found.attributes[LinkAttribute.ADDRESS]
-        tap.let_pass(netlink, interface, self._peer)
-        netlink.change(
-            Kind.NEW_ADDRESS,
-            address_body(_INET, _WHOLE, interface, _LINK_SCOPE)
-            + attribute(AddressAttribute.LOCAL, self._peer),
-            Flag.CREATE,
-        )
+        self._peers: dict[int, bytes] = {}
+        self._led: set[bytes] = set()
         # What the VM sends comes from an address that the namespace has, too.
-        conf = attribute(_INET, attribute(_CONF, number(_ACCEPT_LOCAL, 1)))
+        conf = attribute(_FAMILY[4], attribute(_CONF, number(_ACCEPT_LOCAL, 1)))
         netlink.change(
             Kind.SET_LINK, link_body(interface) + attribute(LinkAttribute.FAMILIES, conf)
         )
 
-    def lead_to(self, mac: bytes, addresses: tuple[Address, ...]) -> None:
+    def lead_to(self, mac: bytes, addresses: Iterable[Address]) -> None:
         """What goes to these addresses goes to the VM, whose interface has `mac`. Those that were
         named before stay. Raises OSError."""
-        for ip in (one.ip for one in addresses if len(one.ip) == len(self._peer)):
+        for ip in (one.ip for one in addresses):
+            if len(ip) not in self._peers:
+                self._open(len(ip))
             self._netlink.change(
                 Kind.NEW_NEIGHBOUR,
-                neighbour_body(_INET, self._tap)
+                neighbour_body(_FAMILY[len(ip)], self._tap)
                 + attribute(NeighbourAttribute.ADDRESS, ip)
                 + attribute(NeighbourAttribute.MAC, mac),
                 Flag.CREATE | Flag.REPLACE,
             )
-            with contextlib.suppress(FileExistsError):
-                # Neither REPLACE nor APPEND: it comes before the route that is there (ip route prepend).
-                self._netlink.change(
-                    Kind.NEW_ROUTE,
-                    route_body(_INET, _WHOLE, scope=_LINK_SCOPE, table=LOCAL_TABLE)
-                    + attribute(RouteAttribute.DESTINATION, ip)
-                    + number(RouteAttribute.INTERFACE, self._tap)
-                    + attribute(RouteAttribute.SOURCE, self._peer),
-                    Flag.CREATE,
-                )
+            self._route(ip, len(ip))
+            self._led.add(ip)
 
-    def route(self, interface: str) -> Route:
-        """The VM's way back, through its interface of that name."""
-        return Route(interface=interface, destination=self._peer, prefix=_WHOLE, scope=_LINK_SCOPE)
+    def leads(self, ip: bytes) -> bool:
+        """Whether it does to this address."""
+        return ip in self._led
 
-    def neighbour(self, interface: str) -> Neighbour:
+    def lead_from_loopback(self, translation: Translation, ip: bytes) -> None:
+        """To this address of those that it leads to. Raises OSError."""
+        width = len(ip)
+        translation.translate(self._tap, _LOOPBACK[width], width, ip)
+        self._route(_LOOPBACK[width].ljust(width, b"\0"), width, len(_LOOPBACK[width]) * 8)
+        if width == 4:  # the kernel has two routes there
+            self._route(socket.inet_aton("127.0.0.1"), width)
+
+    def routes(self, interface: str) -> list[Route]:
+        """The VM's ways back, through its interface of that name."""
+        return [
+            Route(interface=interface, destination=peer, prefix=width * 8, scope=_scope(width))
+            for width, peer in self._peers.items()
+        ]
+
+    def neighbours(self, interface: str) -> list[Neighbour]:
         """Whom the VM finds there: nobody answers it."""
-        return Neighbour(interface=interface, ip=self._peer, mac=self._mac)
+        return [
+            Neighbour(interface=interface, ip=peer, mac=self._mac) for peer in self._peers.values()
+        ]
+
+    def _open(self, width: int) -> None:
+        """The tap's own address of this family."""
+        peer = _PEERS[width][:-1] + bytes([self._place])
+        tap.let_pass(self._netlink, self._tap, peer)
+        self._netlink.change(
+            Kind.NEW_ADDRESS,
+            address_body(_FAMILY[width], width * 8, self._tap, _scope(width))
+            + attribute(AddressAttribute.LOCAL, peer)
+            + number(AddressAttribute.FLAGS, NO_DAD),
+            Flag.CREATE,
+        )
+        if width == 16:
+            precedence.take(self._netlink)
+        self._peers[width] = peer
+
+    def _route(self, destination: bytes, width: int, prefix: int = 0) -> None:
+        """prefix: in bits; a whole address without one."""
+        table = LOCAL_TABLE if width == 4 else precedence.TABLE
+        with contextlib.suppress(FileExistsError):
+            # Neither REPLACE nor APPEND: it comes before the route that is there (ip route prepend).
+            self._netlink.change(
+                Kind.NEW_ROUTE,
+                route_body(_FAMILY[width], prefix or width * 8, scope=_scope(width), table=table)
+                + attribute(RouteAttribute.DESTINATION, destination)
+                + number(RouteAttribute.INTERFACE, self._tap)
+                + attribute(RouteAttribute.SOURCE, self._peers[width]),
+                Flag.CREATE,
+            )
+
+
+def _scope(width: int) -> int:
+    """IPv6 has none but an address's own."""
+    return _LINK_SCOPE if width == 4 else 0

@@ -42,10 +42,11 @@ _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_U32_SEL, _TCA_U32_ACT = 5, 7
 _TCA_ACT_KIND, _TCA_ACT_OPTIONS = 1, 2
 _TCA_MIRRED_PARMS: Final = 2
-_SELECTOR: Final = struct.Struct("=BBBxHHhhI4s4sii")  # tc_u32_sel with one key
-_EVERYTHING: Final = _SELECTOR.pack(1, 0, 1, 0, 0, 0, 0, 0, bytes(4), bytes(4), 0, 0)
-_IPV4_DESTINATION: Final = 16  # its place in a packet
-_IPV4: Final = 0x0008  # ETH_P_IP in the network's byte order
+_KEYS: Final = struct.Struct("=BBBxHHhhI")  # tc_u32_sel without its keys
+_KEY: Final = struct.Struct("=4s4sii")  # tc_u32_key
+_EVERYTHING: Final = _KEYS.pack(1, 0, 1, 0, 0, 0, 0, 0) + _KEY.pack(bytes(4), bytes(4), 0, 0)
+# By the width of an address: ETH_P_… in the network's byte order, the destination's place in a packet
+_IP: Final = {4: (0x0008, 16), 16: (0xDD86, 24)}
 _STOLEN, _EGRESS_REDIRECT = 4, 1
 
 
@@ -91,10 +92,14 @@ def join(netlink: Netlink, interface: int, tap: int) -> None:
 
 
 def let_pass(netlink: Netlink, tap: int, ip: bytes) -> None:
-    """What the VM sends to this IPv4 address is for the namespace's own stack. Raises OSError."""
-    key = _SELECTOR.pack(1, 0, 1, 0, 0, 0, 0, 0, b"\xff" * 4, ip, _IPV4_DESTINATION, 0)
-    # Before the redirection; a filter without an action lets pass.
-    _add_filter(netlink, tap, (_PREFERENCE - 1) << 16 | _IPV4, attribute(_TCA_U32_SEL, key))
+    """What the VM sends to this IP address is for the namespace's own stack. Raises OSError."""
+    protocol, place = _IP[len(ip)]
+    words = [ip[at : at + 4] for at in range(0, len(ip), 4)]
+    keys = [_KEY.pack(b"\xff" * 4, word, place + 4 * n, 0) for n, word in enumerate(words)]
+    selector = _KEYS.pack(1, 0, len(keys), 0, 0, 0, 0, 0) + b"".join(keys)
+    # Before the redirection, and each protocol at a place of its own; a filter without an action lets pass.
+    info = (_PREFERENCE - len(words)) << 16 | protocol
+    _add_filter(netlink, tap, info, attribute(_TCA_U32_SEL, selector))
 
 
 def release(netlink: Netlink, interface: int) -> None:

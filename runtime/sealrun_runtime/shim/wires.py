@@ -17,6 +17,7 @@ from sealrun_vmm.spec import Nic
 from sealrun_runtime import namespaces
 from sealrun_runtime.network import leftover, namespace, tap
 from sealrun_runtime.network.door import Door
+from sealrun_runtime.network.doors import Doors
 from sealrun_runtime.network.netlink import Changes, Netlink
 from sealrun_runtime.network.survey import Survey, survey
 from sealrun_runtime.shim.errors import HostFailed, HostUnfit
@@ -26,8 +27,6 @@ from sealrun_runtime.store import NETWORK, Directory
 _MADE_UP: Final = (
     b"\x02\x73\x72\x00"  # locally administered; the first four bytes of made-up addresses
 )
-
-_DOORS: Final = 254  # that a namespace has addresses for
 
 
 class Wire(NamedTuple):
@@ -60,7 +59,6 @@ class Namespace:
         self._refused: set[int] = set()
         self._count = 0
         self._told: tuple[str, ...] = ()
-        self._rootless = namespaces.is_rootless()
         self.network = Network()
         try:
             self._netlink, self.changes = namespace.inside(
@@ -69,12 +67,17 @@ class Namespace:
         except OSError as error:
             os.close(descriptor)
             raise _failed("enter the network namespace", error) from error
+        # An engine that is not the host's root forwards ports from inside the namespace.
+        rootless = namespaces.is_rootless()
+        self._doors = Doors(self._netlink, descriptor) if rootless else None
 
     def close(self) -> None:
         """Give the interfaces back. The VMM is gone, or goes without its network."""
         for wire in self._wires.values():
             self._cut(wire)
         self._wires.clear()
+        if self._doors is not None:
+            self._doors.close()
         with contextlib.suppress(OSError):  # the state directory may be gone already
             self._record()
         self.changes.close()
@@ -172,11 +175,10 @@ class Namespace:
         return made
 
     def _door(self, interface: int, made: tap.Tap) -> Door | None:
-        """An engine that is not the host's root forwards ports from inside the namespace."""
-        if not self._rootless or self._count > _DOORS:
+        if self._doors is None:
             return None
         try:
-            return Door(self._netlink, made.interface, self._count)
+            return self._doors.open(made.interface)
         except OSError as error:
             os.close(made.descriptor)
             tap.release(self._netlink, interface)
@@ -184,17 +186,16 @@ class Namespace:
 
     def _through_doors(self, network: Network) -> Network:
         """The same, with the VM's way back to the namespace's programs."""
-        doors = {wire.device: wire.door for wire in self._wires.values() if wire.door is not None}
-        routes, neighbours = list(network.routes), list(network.neighbours)
-        for one in network.interfaces:
-            if (door := doors.get(one.device)) is not None:
-                try:
-                    door.lead_to(one.mac, one.addresses)
-                except OSError as error:
-                    raise _failed("let the namespace's programs reach the VM", error) from error
-                routes.insert(0, door.route(one.name))
-                neighbours.append(door.neighbour(one.name))
-        return replace(network, routes=tuple(routes), neighbours=tuple(neighbours))
+        if self._doors is None:
+            return network
+        doors = {wire.device: wire.door for wire in self._wires.values()}
+        ways = [
+            (door, one) for one in network.interfaces if (door := doors.get(one.device)) is not None
+        ]
+        try:
+            return self._doors.lead(ways, network)
+        except OSError as error:
+            raise _failed("let the namespace's programs reach the VM", error) from error
 
     def _record(self, *more: int) -> None:
         """Of the redirections that there are, and of one that is to be, for whoever comes after a
