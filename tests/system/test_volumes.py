@@ -105,6 +105,10 @@ def test_an_emptydir_is_on_the_pod_s_disk_and_one_of_memory_in_its_memory(
         (place / name).mkdir(parents=True)
         (place / name).chmod(0o2777)
         os.chown(place / name, 0, 2000)
+    part = tmp_path / "pods/0f-1/volume-subpaths/disk/a/0"
+    for directory in (place / "disk/a/part", part):
+        directory.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", place / "disk/a/part", part], check=True)
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=3m,mode=2777,gid=2000", "x", place / "memory"],
         check=True,
@@ -119,6 +123,7 @@ def test_an_emptydir_is_on_the_pod_s_disk_and_one_of_memory_in_its_memory(
                     {"destination": "/proc", "type": "proc", "source": "proc"},
                     {"destination": "/disk", "source": f"{place}/disk", **BIND},
                     {"destination": "/memory", "source": f"{place}/memory", **BIND},
+                    {"destination": "/part", "source": str(part), **BIND},
                 ]
                 pod.run(name, script, mounts=mounts)
                 runtime.wait_for(name, "stopped")
@@ -131,15 +136,15 @@ def test_an_emptydir_is_on_the_pod_s_disk_and_one_of_memory_in_its_memory(
             assert disk[0].startswith("/dev/")
             assert int(disk[1]) > 8 << 20, "of 10 GiB"
             assert memory[:2] == ["tmpfs", "3072"]
-            assert say("b", f"echo {MARKER} >/disk/x; echo {MARKER} >/memory/y; sync") == ""
+            assert say("b", f"echo {MARKER} >/part/x; echo {MARKER} >/memory/y; sync") == ""
             assert runtime("delete", "a").ok
             assert runtime("delete", "b").ok
             assert (
-                say("a", "cat /disk/x /memory/y; stat -c %g /disk/x")
+                say("a", "cat /disk/a/part/x /memory/y; stat -c %g /part/x")
                 == f"{MARKER}\n" * 2 + "2000\n"
             )
-            assert (os.listdir(place / "disk"), os.listdir(place / "memory")) == ([], [])
+            assert [top for top, _, files in os.walk(place) if files] == []
             assert runtime("delete", "--force", "pod").ok
     finally:
-        subprocess.run(["umount", place / "memory"], check=True)
+        subprocess.run(["umount", place / "memory", part], check=True)
     assert subprocess.run(["grep", "-rqs", MARKER, tmp_path / "state"]).returncode == 1
