@@ -26,6 +26,7 @@ from sealrun_agent.image import space
 from sealrun_agent.image.copy_tree import copy_from
 from sealrun_agent.image.tree import remove_tree
 
+_FILE: Final = "file"  # in the directory of a volume that is one
 _NOBODY_S: Final = ""  # it stays, whatever becomes of one container
 
 
@@ -57,7 +58,7 @@ class Volumes:
                     elif path not in seen:
                         self._makers[path] = _NOBODY_S
                     seen.add(path)
-                    taken[number] = path
+                    taken[number] = f"{path}/{_FILE}" if volume.file else path
                     if volume.subpath:
                         place = f"{disk}/parts/{container}"
                         self._parts[container] = place
@@ -109,6 +110,12 @@ class Volumes:
 
 
 def _fill(path: str, volume: Volume, rootfs: str, destination: str) -> None:
+    if volume.file:
+        path = f"{path}/{_FILE}"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.chown(path, volume.uid, volume.gid)
+        os.chmod(path, volume.mode)
+        return
     if volume.memory:
         flags = syscall.MS_NOSUID | syscall.MS_NODEV
         size = f"size={volume.size}" if volume.size else ""

@@ -11,6 +11,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: it is in memory instead, `size` bytes at most (0: as much as the kernel gives one).
     copy_up: it begins as a copy, with owner and mode, of what the image has at that place, if it has a
         directory there.
+    file: it is an empty regular file instead of a directory.
     subpath: the container has this part of it, a relative path without `.` and `..`; what of it is missing is
         made, with the volume's mode and owner. Empty: all of it.
     """
@@ -22,4 +23,5 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: bool = False
     size: int = 0
     copy_up: bool = False
+    file: bool = False
     subpath: str = ""

@@ -101,7 +101,7 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
             container, stored, settings.image.source, shared_root=shared_root
         )
     host = tenant.host if tenant is not None else None
-    own = {} if idle else volumes.find(container, image.reference, alone=pod is None)
+    own = {} if idle else volumes.find(container, image.reference, host, alone=pod is None)
     plan = sharing.plan(container, image.reference, own=own, idle=idle)
     container = volumes.noted(container, plan.shared)
     sharing.check(container, plan, host)

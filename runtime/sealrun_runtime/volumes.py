@@ -6,6 +6,8 @@ makes them by itself, on its own disk (sealrun_protocol/volume.py). The host's d
     /…/volumes/64 DIGITS/_data                          Podman's anonymous volumes: `-v /data`, VOLUME of images
     /…/io.containerd.grpc.v1.cri/containers/ID/volumes/ID   containerd's, for VOLUME of images
     /…/overlay-containers/ID/userdata/run/secrets       where Podman puts a container's secrets
+    /…/pods/UID/containers/NAME/8 DIGITS                the file from which kubelet reads a container's last words: with
+                                                        an init-data that does not allow to share it
     what the annotation io.sealrun.ephemeral-volumes names, places in the container, with commas between
 
 Those but the last that are not empty are shared like any other directory (sharing.py), and the log
@@ -19,7 +21,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from sealrun_protocol.volume import Volume
@@ -29,10 +31,14 @@ from sealrun_runtime.bundle import ContainerSpec
 from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.oci_config import IdMapping
 
+if TYPE_CHECKING:
+    from sealrun_protocol.init_data import Host
+
 ANNOTATION: Final = "io.sealrun.ephemeral-volumes"
 
 _KUBELET: Final = re.compile(r"/.*/pods/[^/]+/volumes/kubernetes\.io~empty-dir/[^/]+")
 _SUBPATH: Final = re.compile(r"(/.*/pods/[^/]+)/volume-subpaths/([^/]+)/[^/]+/[0-9]+")
+_TERMINATION: Final = re.compile(r"(/.*/pods/[^/]+/containers/[^/]+)/[0-9a-f]{8}")
 _PODMAN: Final = re.compile(r"/.*/volumes/[^/]+/_data")
 _ANONYMOUS: Final = re.compile(r"/.*/volumes/[0-9a-f]{64}/_data")
 _CONTAINERD: Final = re.compile(
@@ -42,9 +48,11 @@ _SECRETS: Final = re.compile(r"/.*/[a-z0-9]+-containers/[^/]+/userdata/run/secre
 _OVERFLOW_ID: Final = 65534  # Linux' word for an id that has no name in a user namespace
 
 
-def find(container: ContainerSpec, image: str, *, alone: bool) -> dict[int, Volume]:
+def find(
+    container: ContainerSpec, image: str, host: "Host | None", *, alone: bool
+) -> dict[int, Volume]:
     """The volumes by index of the mount. image: the reference; empty where the root is the bundle's
-    directory. alone: not in a pod, whose annotations are those of all its containers. Raises
+    directory. host: what the tenant allows; None where no tenant says anything. alone: not in a pod, whose annotations are those of all its containers. Raises
     InvalidRequest."""
     named = _named(container, alone=alone)
     found = {}
@@ -55,6 +63,13 @@ def find(container: ContainerSpec, image: str, *, alone: bool) -> dict[int, Volu
         if chosen or (image and _is_engines(whole) and _is_empty(whole)):
             subpath = _subpath(index, path, whole) if whole != path else ""
             found[index] = _volume(container, index, whole, subpath)
+        elif (
+            image
+            and host
+            and not host.may_share_at(container.mounts[index].destination)
+            and (last_words := _last_words(path))
+        ):
+            found[index] = last_words
     return found
 
 
@@ -87,6 +102,18 @@ def _place(destination: str) -> str:
 def _is_engines(path: str) -> bool:
     kinds = (_KUBELET, _ANONYMOUS, _CONTAINERD, _SECRETS)
     return any(kind.fullmatch(path) for kind in kinds)
+
+
+def _last_words(path: str) -> Volume | None:
+    """None where it is no such file. kubelet makes a new one for each life of a container."""
+    match = _TERMINATION.fullmatch(path)
+    try:
+        about = os.lstat(path)
+    except OSError:
+        return None  # whoever opens it to share it says why
+    if match is None or not stat.S_ISREG(about.st_mode) or about.st_size:
+        return None
+    return Volume(name=match[1], file=True, mode=stat.S_IMODE(about.st_mode))
 
 
 def _emptydir_of_part(path: str) -> str:

@@ -115,6 +115,15 @@ def test_it_begins_with_what_the_image_has_there(host: Host) -> None:
     assert say(host, "ls /etc", "d", without, mounts=mounts) == ""
 
 
+def test_one_that_is_a_file(host: Host) -> None:
+    """As kubelet's for last words; a container that is started again has the same."""
+    volume = Volume(name=NAME, file=True, mode=0o666, gid=5)
+    mounts = [bind("/dev/termination-log", "rbind")]
+    script = "busybox stat -c '%F %a %u %g' /dev/termination-log; echo x >/dev/termination-log"
+    assert say(host, script, "a", volume, mounts=mounts) == "regular empty file 666 0 5\n"
+    assert say(host, "cat /data", "a", volume) == "x\n"
+
+
 def part(subpath: str, **members: Any) -> Volume:
     return Volume(name=NAME, subpath=subpath, **members)
 
@@ -212,6 +221,7 @@ def test_a_container_that_fails_leaves_none_that_was_made_for_it(host: Host) -> 
         ({2: Volume(name="x", gid=-1)}, {}, "mounts[2]: its volume's mode or owner is none"),
         ({2: Volume(name="x", size=-1)}, {}, "mounts[2]: its volume's size is none"),
         ({2: part("/etc")}, {}, "mounts[2]: the part of its volume is no relative path"),
+        ({2: part("x", file=True)}, {}, "mounts[2]: the part of its volume is no relative path"),
         ({2: part("a/../..")}, {}, "mounts[2]: the part of its volume is no relative path"),
         ({2: part("a//b")}, {}, "mounts[2]: the part of its volume is no relative path"),
         ({2: part("./a")}, {}, "mounts[2]: the part of its volume is no relative path"),

@@ -109,10 +109,8 @@ def test_an_emptydir_is_on_the_pod_s_disk_and_one_of_memory_in_its_memory(
     for directory in (place / "disk/a/part", part):
         directory.mkdir(parents=True)
     subprocess.run(["mount", "--bind", place / "disk/a/part", part], check=True)
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m,mode=2777,gid=2000", "x", place / "memory"],
-        check=True,
-    )
+    options = ("-t", "tmpfs", "-o", "size=3m,mode=2777,gid=2000")
+    subprocess.run(["mount", *options, "x", place / "memory"], check=True)
     try:
         with netns.empty() as network:
             pod = pods.Pod(runtime, pods.CRIO, tmp_path, tmp_path, network=network.path)

@@ -192,8 +192,10 @@ def _accept_volumes(mounts: tuple[Mount, ...], given: Mapping[int, Volume]) -> d
             raise refused(f"mounts[{number}]", "its volume's mode or owner is none")
         if volume.size not in _SIZES:
             raise refused(f"mounts[{number}]", "its volume's size is none")
-        if volume.subpath and not _is_within(volume.subpath):
-            raise refused(f"mounts[{number}]", "the part of its volume is no relative path")
+        if volume.subpath and (volume.file or not _is_within(volume.subpath)):
+            raise refused(
+                f"mounts[{number}]", "the part of its volume is no relative path, or of a file"
+            )
         found[number] = OwnVolume(mount.destination, volume)
     return found
 

@@ -51,6 +51,9 @@ _MOUNT_POINTS: Final = frozenset(
     )
 )
 _SECRETS: Final = "/run/secrets/"
+_LAST_WORDS: Final = (
+    "/dev/termination-log"  # Kubernetes' default place; no image has anything in /dev
+)
 
 
 class Program(NamedTuple):
@@ -139,14 +142,14 @@ def check_volumes(accepted: Accepted, program: Program, tenant: Tenant) -> Accep
     if wishes.insecure_any_process:
         return accepted
     declared = {place.rstrip("/") for place in program.volumes}
-    named = {place.rstrip("/") for place in (*wishes.volumes, *_EMPTY, _SECRETS)}
+    named = {place.rstrip("/") for place in (*wishes.volumes, *_EMPTY, _SECRETS, _LAST_WORDS)}
     volumes = dict(accepted.volumes)
     for number, (destination, volume) in accepted.volumes.items():
         place = destination.rstrip("/")
         if place in named or tenant.host.may_share_at(place):
             continue
-        # A part of it is not what the image has there.
-        if place not in declared or volume.subpath:
+        # A file, or a part of it, is not what the image has there.
+        if place not in declared or volume.file or volume.subpath:
             raise _denied(f"mounts[{number}]", f"no volume may be mounted at {place!a:.300}")
         # The host must not be able to hide what the image has there.
         copied = msgspec.structs.replace(volume, copy_up=True)

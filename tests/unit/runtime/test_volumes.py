@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from fixtures import containers
+from sealrun_protocol.init_data import Host
 from sealrun_protocol.volume import Volume
 from sealrun_runtime import namespaces, sharing, volumes
 from sealrun_runtime.bundle import ContainerSpec
@@ -44,13 +45,13 @@ def test_what_engines_make_for_a_container(tmp_path: Path, name: str, copy_up: b
     source = made(tmp_path, name)
     source.chmod(0o2777)
     given = container((source, "/data"))
-    found = volumes.find(given, IMAGE, alone=True)
+    found = volumes.find(given, IMAGE, None, alone=True)
     owner = {"uid": os.getuid(), "gid": os.getgid()}
     assert found == {0: Volume(name=str(source), mode=0o2777, copy_up=copy_up, **owner)}
     assert sharing.plan(given, IMAGE, own=found).names == ()
-    assert volumes.find(given, "", alone=True) == {}, "the root is the host's as well"
+    assert volumes.find(given, "", None, alone=True) == {}, "the root is the host's as well"
     (source / "file").touch()
-    assert volumes.find(given, IMAGE, alone=True) == {}, "something is there"
+    assert volumes.find(given, IMAGE, None, alone=True) == {}, "something is there"
     (line,) = volumes.noted(given, [0]).left_out
     assert "/data is shared with the host: its directory there is not empty" in line
 
@@ -68,7 +69,7 @@ def test_what_engines_make_for_a_container(tmp_path: Path, name: str, copy_up: b
 )
 def test_what_is_anything_else_is_shared(tmp_path: Path, name: str) -> None:
     given = container((made(tmp_path, name), "/data"))
-    assert volumes.find(given, IMAGE, alone=True) == {}
+    assert volumes.find(given, IMAGE, None, alone=True) == {}
     assert sharing.plan(given, IMAGE).shared == (0,)
     assert volumes.noted(given, [0]).left_out == ()
 
@@ -82,9 +83,9 @@ def test_the_annotation_names_places(tmp_path: Path) -> None:
     given = container(
         *((full, "/full"), (named, "/named"), (other, "/other")), annotations=annotation
     )
-    found = volumes.find(given, IMAGE, alone=True)
+    found = volumes.find(given, IMAGE, None, alone=True)
     assert {index: volume.copy_up for index, volume in found.items()} == {0: False, 1: True}
-    assert set(volumes.find(given, "", alone=True)) == {0, 1}, "whatever the root is"
+    assert set(volumes.find(given, "", None, alone=True)) == {0, 1}, "whatever the root is"
     assert sharing.plan(given, IMAGE, own=found).shared == (2,)
 
 
@@ -92,8 +93,8 @@ def test_a_place_that_is_none_is_an_error_but_in_a_pod(tmp_path: Path) -> None:
     annotation = {volumes.ANNOTATION: "/data,/daat"}
     given = container((made(tmp_path, "x"), "/data"), annotations=annotation)
     with pytest.raises(InvalidRequest, match="nothing is mounted at /daat"):
-        volumes.find(given, IMAGE, alone=True)
-    assert set(volumes.find(given, IMAGE, alone=False)) == {0}
+        volumes.find(given, IMAGE, None, alone=True)
+    assert set(volumes.find(given, IMAGE, None, alone=False)) == {0}
 
 
 def test_an_emptydir_with_empty_directories_is_the_guest_s_and_one_with_a_link_is_not(
@@ -103,9 +104,9 @@ def test_an_emptydir_with_empty_directories_is_the_guest_s_and_one_with_a_link_i
     source = made(tmp_path, KUBELET)
     made(source, "a/b")
     given = container((source, "/data"))
-    assert set(volumes.find(given, IMAGE, alone=True)) == {0}
+    assert set(volumes.find(given, IMAGE, None, alone=True)) == {0}
     (source / "a/link").symlink_to("b")
-    assert volumes.find(given, IMAGE, alone=True) == {}
+    assert volumes.find(given, IMAGE, None, alone=True) == {}
 
 
 class Subpath:
@@ -127,7 +128,7 @@ class Subpath:
 
     def find(self, image: str = IMAGE, **members: Any) -> dict[int, Volume]:
         given = container((self.volume, "/all"), (self.place, "/part"), **members)
-        return volumes.find(given, image, alone=False)
+        return volumes.find(given, image, None, alone=False)
 
 
 @pytest.fixture
@@ -188,7 +189,30 @@ def test_a_part_of_which_nobody_knows_where_it_is_is_refused(
 def test_parts_of_other_volumes_are_shared(tmp_path: Path) -> None:
     made(tmp_path, KUBELET)
     other = made(tmp_path, "kubelet/pods/0f-1/volume-subpaths/other/app/0")
-    assert volumes.find(container((other, "/data")), IMAGE, alone=False) == {}
+    assert volumes.find(container((other, "/data")), IMAGE, None, alone=False) == {}
+
+
+def test_where_kubelet_reads_last_words_is_the_guest_s_where_it_may_not_be_shared(
+    tmp_path: Path,
+) -> None:
+    log = made(tmp_path, "kubelet/pods/0f-1/containers/app") / "0a1b2c3d"
+    log.touch()
+    log.chmod(0o666)
+    given = container((log, "/dev/termination-log"))
+    tenant = Host()
+    own = {0: Volume(name=str(log.parent), file=True, mode=0o666)}
+    assert volumes.find(given, IMAGE, tenant, alone=False) == own
+    assert volumes.find(given, IMAGE, None, alone=False) == {}, "kubelet can read it"
+    assert volumes.find(given, "", tenant, alone=False) == {}
+    allowed = Host(insecure_shared_directories=("/dev/termination-log",))
+    assert volumes.find(given, IMAGE, allowed, alone=False) == {}
+    log.write_text("something")
+    assert volumes.find(given, IMAGE, tenant, alone=False) == {}
+    log.unlink()
+    log.symlink_to("/dev/null")
+    assert volumes.find(given, IMAGE, tenant, alone=False) == {}
+    log.unlink()
+    assert volumes.find(given, IMAGE, tenant, alone=False) == {}
 
 
 def test_a_file_is_no_volume(tmp_path: Path) -> None:
@@ -196,10 +220,10 @@ def test_a_file_is_no_volume(tmp_path: Path) -> None:
     annotation = {volumes.ANNOTATION: "/data"}
     given = container((tmp_path / "file", "/data"), annotations=annotation)
     with pytest.raises(InvalidRequest, match="is no directory"):
-        volumes.find(given, IMAGE, alone=True)
+        volumes.find(given, IMAGE, None, alone=True)
     gone = container((tmp_path / "gone", "/data"), annotations=annotation)
     with pytest.raises(InvalidRequest, match="it does not exist"):
-        volumes.find(gone, IMAGE, alone=True)
+        volumes.find(gone, IMAGE, None, alone=True)
 
 
 def test_owners_are_called_as_in_the_container_s_user_namespace(tmp_path: Path) -> None:
@@ -207,7 +231,7 @@ def test_owners_are_called_as_in_the_container_s_user_namespace(tmp_path: Path) 
     mine = IdMapping(container_id=3, host_id=os.getuid(), size=1)
     others = IdMapping(container_id=0, host_id=7_000_000, size=9)
     given = container((source, "/data"), uid_mappings=(others, mine), gid_mappings=(others,))
-    volume = volumes.find(given, IMAGE, alone=True)[0]
+    volume = volumes.find(given, IMAGE, None, alone=True)[0]
     assert (volume.uid, volume.gid) == (3, 65534)
 
 
@@ -222,8 +246,8 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.root
 def test_what_is_in_the_host_s_memory_is_in_the_guest_s(memory: Path) -> None:
-    volume = volumes.find(container((memory, "/data")), IMAGE, alone=True)[0]
+    volume = volumes.find(container((memory, "/data")), IMAGE, None, alone=True)[0]
     assert (volume.memory, volume.size) == (True, 0), "as much as the kernel gives one"
     os.system(f"mount -o remount,size=3m {memory}")
-    volume = volumes.find(container((memory, "/data")), IMAGE, alone=True)[0]
+    volume = volumes.find(container((memory, "/data")), IMAGE, None, alone=True)[0]
     assert (volume.memory, volume.size) == (True, 3 << 20)

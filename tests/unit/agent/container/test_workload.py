@@ -109,7 +109,7 @@ def test_volumes_of_the_sandbox_s_own_hide_nothing_of_the_image() -> None:
         return check_volumes(given, program, by).volumes["3"].volume.copy_up
 
     assert checked("/data", tenant()), "it begins with what the image has there"
-    for place in ("/tmp", "/run", "/var/tmp", "/run/secrets"):
+    for place in ("/tmp", "/run", "/var/tmp", "/run/secrets", "/dev/termination-log"):
         assert not checked(place, tenant())
     assert not checked("/cache", tenant(volumes=("/cache",)))
     assert not checked("/cache", tenant("/cache"))
