@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from sealrun_protocol import devices
 
-from sealrun_runtime import block_devices, spec_rules
+from sealrun_runtime import block_devices, patterns, spec_rules
 from sealrun_runtime.block_devices import BlockDevice
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.errors import InvalidRequest, cause
@@ -34,8 +34,8 @@ from sealrun_runtime.oci_config import (
 
 _NOT_JOINED: Final = ("mount", "user", "cgroup", "time")
 _PATTERN: Final = "Expected `str` matching regex "
-_PATTERNS: Final = {repr(r"^/[^\x00]*$"): "it is not an absolute path"}
-"""Patterns of oci_config.py in words, by the way msgspec writes them."""
+_WORDS: Final = {repr(pattern): words for pattern, words in patterns.WORDS.items()}
+"""By the way msgspec writes a pattern."""
 CONFIG_FILE: Final = "config.json"
 CONFIG_BYTES: Final = 4 << 20  # Podman's with its seccomp profile has 60 KiB
 
@@ -244,7 +244,7 @@ def explain(error: Exception) -> str:
     """msgspec's text, place first: `$.process.args: expected array, got str`."""
     text, _, where = str(error).partition(" - at `")
     if text.startswith(_PATTERN):
-        text = _PATTERNS.get(text.removeprefix(_PATTERN), text)
+        text = _WORDS.get(text.removeprefix(_PATTERN), text)
     if not text.startswith("JSON"):
         text = text[:1].lower() + text[1:]
     return f"{where.rstrip('`')}: {text}" if where else text

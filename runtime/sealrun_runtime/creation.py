@@ -79,7 +79,10 @@ def prepare(invocation: Invocation, container_id: str, bundle_path: str) -> Prep
     HostError."""
     _check_id(container_id)
     if os.geteuid() != 0:
-        raise HostError("rootless containers are not supported yet", remedy="run as root")
+        raise HostError(
+            f"cannot create a container as user {os.geteuid()}",
+            remedy="run as root, or as root of a user namespace, as rootless Podman does",
+        )
     container, oci_config = bundle.read(bundle_path)
     container, bus = cgroup_driver.choose(invocation.cgroup_manager, container, container_id)
     if not any(one.type == "network" for one in container.namespaces):

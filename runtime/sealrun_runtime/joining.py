@@ -54,7 +54,10 @@ def join(directory: Directory, listener: int, handover: Handover) -> Directory:
         else:
             return place
         place.close()
-    raise HostError(f"cannot join the pod {handover.pod.sandbox}: it ends again and again")
+    raise HostError(
+        f"cannot join the pod {handover.pod.sandbox}: it ends again and again",
+        remedy="remove the pod and make it anew",
+    )
 
 
 def _find(root: str, pod: Pod, passed: set[str]) -> Directory | None:

@@ -15,11 +15,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Raw
 
+from sealrun_runtime import patterns
+
 NamespaceType = Literal["pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"]
-Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Meta(pattern=patterns.C_STRING)]
 """What is handed to the kernel as a C string."""
-Path = Annotated[str, Meta(pattern=r"^/[^\x00]*$")]
-SomePath = Annotated[str, Meta(pattern=r"^[^\x00]+$")]
+Path = Annotated[str, Meta(pattern=patterns.ABSOLUTE)]
+SomePath = Annotated[str, Meta(pattern=patterns.SOME_PATH)]
 Unsigned = Annotated[int, Meta(ge=0)]  # of 64 bits, which msgspec cannot bound
 Uint32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 Mode = Annotated[int, Meta(ge=0, le=0o7777)]
@@ -65,7 +67,7 @@ class Capabilities(Part, frozen=True, kw_only=True, rename="camel"):
 class Rlimit(Part, frozen=True, kw_only=True, rename="camel"):
     """An entry of process.rlimits."""
 
-    type: Annotated[str, Meta(pattern="^RLIMIT_[A-Z]+$")]
+    type: Annotated[str, Meta(pattern=patterns.RLIMIT)]
     soft: Unsigned
     hard: Unsigned
 
@@ -163,7 +165,7 @@ class DeviceRule(Part, frozen=True, kw_only=True, rename="camel"):
     type: Literal["a", "c", "b"] | None = None
     major: int | None = None
     minor: int | None = None
-    access: Annotated[str, Meta(pattern="^[rwm]*$")] = ""
+    access: Annotated[str, Meta(pattern=patterns.ACCESS)] = ""
 
 
 class Memory(Part, frozen=True, kw_only=True):
@@ -189,8 +191,8 @@ class Cpu(Part, frozen=True, kw_only=True, rename="camel"):
     period: Unsigned | None = None
     realtime_runtime: int | None = None
     realtime_period: Unsigned | None = None
-    cpus: Annotated[str, Meta(pattern=r"^[0-9,\-\s]*$")] = ""
-    mems: Annotated[str, Meta(pattern=r"^[0-9,\-\s]*$")] = ""
+    cpus: Annotated[str, Meta(pattern=patterns.NUMBERS)] = ""
+    mems: Annotated[str, Meta(pattern=patterns.NUMBERS)] = ""
     idle: int | None = None
 
 
@@ -244,7 +246,7 @@ class BlockIo(Part, frozen=True, kw_only=True):
 class HugepageLimit(Part, frozen=True, kw_only=True, rename="camel"):
     """An entry of linux.resources.hugepageLimits."""
 
-    page_size: Annotated[str, Meta(pattern="^[1-9][0-9]*[KMG]B$")]
+    page_size: Annotated[str, Meta(pattern=patterns.PAGE_SIZE)]
     limit: Unsigned
 
 
@@ -330,11 +332,11 @@ class Linux(Part, frozen=True, kw_only=True):
 class Document(Part, frozen=True, kw_only=True, rename="camel"):
     """The whole of config.json."""
 
-    oci_version: Annotated[str, Meta(pattern=r"^1\.[0-9]+\.[0-9]+([-+].*)?$")]
+    oci_version: Annotated[str, Meta(pattern=patterns.VERSION)]
     process: Process
     root: Root
-    hostname: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00]*$")] = ""
-    domainname: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00]*$")] = ""
+    hostname: Annotated[str, Meta(max_length=64, pattern=patterns.C_STRING)] = ""
+    domainname: Annotated[str, Meta(max_length=64, pattern=patterns.C_STRING)] = ""
     mounts: tuple[Mount, ...] | None = None
     hooks: Hooks | None = None
     annotations: dict[str, str] | None = None

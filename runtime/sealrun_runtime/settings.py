@@ -9,14 +9,15 @@ Nothing here is obeyed by the guest: what a tenant trusts stands in the init-dat
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct
 
-ENDPOINT_PATTERN: Final = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
-Endpoint = Annotated[str, Meta(pattern=ENDPOINT_PATTERN)]
-Registry = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")]
-Directory = Annotated[str, Meta(pattern=r"^(/.*)?$")]
+from sealrun_runtime import patterns
+
+Endpoint = Annotated[str, Meta(pattern=patterns.ENDPOINT)]
+Registry = Annotated[str, Meta(pattern=patterns.REGISTRY)]
+Directory = Annotated[str, Meta(pattern=patterns.DIRECTORY)]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -107,7 +107,7 @@ def test_one_that_takes_too_long(host: Host) -> None:
 def test_what_the_tenant_does_not_name_is_refused(host: Host, kind: str) -> None:
     for command in ([*START, "more"], START[:2], ["/bin/dash", *START[1:]]):
         text = failed(create(host, {kind: [hook(command)]}, "sh"), ErrorCode.POLICY_DENIED)
-        assert text.startswith(f"hooks.{kind}[0]: ['/bin/")
+        assert text.startswith(f'hooks.{kind}[0]: ["/bin/')
         assert text.endswith(
             "runs in the guest, and [container] of the init-data does not allow it"
         )

@@ -279,8 +279,9 @@ def test_traffic_control_of_others_is_not_touched(
 ) -> None:
     inside(control)
     before = inside("tc qdisc show dev eth0; tc filter show dev eth0 ingress")
-    with pytest.raises(HostUnfit, match="interface eth0 has traffic control of its own"):
+    with pytest.raises(HostUnfit, match="interface eth0 has traffic control of its own") as caught:
         place.look()
+    assert "tc qdisc del dev eth0 ingress" in caught.value.remedy
     assert inside("tc qdisc show dev eth0; tc filter show dev eth0 ingress") == before
     assert inside.links == {"lo", "eth0"}
 

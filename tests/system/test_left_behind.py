@@ -69,10 +69,20 @@ def test_a_process_is_killed_while_the_vm_boots(
 def test_conmon_is_killed(
     podman: podmans.Podman, busybox_annotations: workloads.Annotations
 ) -> None:
-    """Podman then never asks for a delete (runc keeps its cgroups in this case): what costs anything
-    is gone all the same, and the state directory is there for whoever asks."""
-    container = podman.start(["/bin/sleep", "1000"], busybox_annotations)
+    """Podman then takes it for running whatever happens, so that `prune` passes over it, and never asks for
+    a delete (runc and crun keep their cgroups in this case): what costs anything is gone all the same, and the
+    state directory is there for whoever asks."""
+    label = f"sealrun-test={os.getpid()}"
+    container = podman.start(["/bin/sleep", "1000"], busybox_annotations, "--label", label)
     os.kill(int(podman.inspect(container, "{{.State.ConmonPid}}")), signal.SIGKILL)
+    stand_in = Path("/proc", podman.inspect(container, "{{.State.Pid}}"))
+    subprocess.run(["sealrun", "kill", container, "KILL"], check=True, timeout=60)
+    deadline = time.monotonic() + 60
+    while stand_in.exists():  # until somebody has reaped it, Podman would send it a signal
+        assert time.monotonic() < deadline, "the stand-in is still there"
+        time.sleep(0.1)
+    assert podman("container", "prune", "--force", "--filter", f"label={label}").status == 0
+    assert podman.inspect(container, "{{.State.Status}}") == "running"
     assert podman("rm", "--force", "--time", "0", container).status == 0
     traces.wait_until_gone(container)
     delete(container)

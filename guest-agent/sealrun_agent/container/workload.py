@@ -114,7 +114,7 @@ def restrict(spec: Spec, program: Program, tenant: Tenant) -> Spec:
         return spec
     given = spec.process
     if given.args not in (program.args, *wishes.commands):
-        raise _denied("process.args", f"{list(given.args)!a:.300} is not the image's own program")
+        raise _denied("process.args", f"{_shown(given.args)} is not the image's own program")
     for index, mount in enumerate(spec.mounts or ()):
         place = mount.destination
         if mount.source.startswith(f"{VOLUME}/"):
@@ -167,7 +167,7 @@ def check_hooks(spec: Spec, tenant: Tenant | None) -> None:
             path = f"hooks.{kind}[{index}]"
             command = (hook.path, *(hook.args or ())[1:])
             if command not in allowed:
-                raise _denied(path, f"{list(command)!a:.300} runs in the guest")
+                raise _denied(path, f"{_shown(command)} runs in the guest")
             for number, variable in enumerate(hook.env or ()):
                 name, _ = _split(variable)
                 if not any(_matches(pattern, name) for pattern in names):
@@ -204,6 +204,12 @@ def _environment(given: Process, program: Program, allowed: Iterable[str]) -> tu
         elif name not in _GIVES_WAY and variables.get(name) != value:
             raise _denied(f"process.env[{index}]", f"the host may not set {name!a}")
     return tuple(f"{name}={value}" for name, value in variables.items())
+
+
+def _shown(command: Iterable[str]) -> str:
+    """As an init-data writes it."""
+    words = ", ".join(f'"{ascii(word)[1:-1]}"' for word in command)
+    return f"[{words}"[:300] + "]"
 
 
 def _split(variable: str) -> tuple[str, str]:

@@ -168,7 +168,10 @@ class Namespace:
             tap.join(self._netlink, interface, made.interface)
         except tap.InUse as error:
             os.close(made.descriptor)
-            raise HostUnfit(f"interface {name} has traffic control of its own") from error
+            raise HostUnfit(
+                f"interface {name} has traffic control of its own",
+                remedy=f"take its ingress qdisc away (tc qdisc del dev {name} ingress) or use another network",
+            ) from error
         except OSError as error:
             os.close(made.descriptor)
             raise _failed(f"redirect the packets of interface {name}", error) from error
