@@ -107,3 +107,13 @@ def test_an_image_that_is_not_there_is_said(plain_registry: Registry, storage: P
     with pytest.raises(HostError, match="manifest unknown"):
         made(plain_registry, "stub/none:1")
     assert not storage.exists() or not list(storage.glob("vfs-images/*/manifest"))
+
+
+def test_a_registry_that_is_not_there_is_told_in_plain_words() -> None:
+    with pytest.raises(HostError) as refused:
+        stub.make("127.0.0.1:1/stub/one:1", insecure=True, authfile="")
+    assert (
+        'Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused'
+        in refused.value.text
+    )
+    assert "\\" not in refused.value.text

@@ -206,8 +206,11 @@ def _read(pipe: int, count: int) -> bytes:
 def _message(stderr: bytes) -> str:
     """skopeo's last word, without what its logger puts around it."""
     line = stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    _, found, text = line.partition('msg="')
-    return _shown(text.rstrip('"') if found else line)
+    _, found, text = line.partition("msg=")
+    try:  # its quotes are Go's, which are JSON's for what can be read
+        return _shown(from_json(text, str)) if found else _shown(line)
+    except msgspec.DecodeError:
+        return _shown(text)
 
 
 def _shown(text: str) -> str:

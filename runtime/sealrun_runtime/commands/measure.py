@@ -77,7 +77,10 @@ def _settings(parsed: Parsed) -> Config:
         "io.sealrun.memory": parsed.value("memory"),
     }
     given = {name: value for name, value in annotations.items() if value}
-    return config.build(config.resolve(config.files(), given))
+    try:
+        return config.build(config.resolve(config.files(), given))
+    except InvalidRequest as error:
+        raise InvalidRequest(error.text.replace("annotation io.sealrun.", "--")) from error
 
 
 def _spec(parsed: Parsed, settings: Config, tenant: Tenant) -> tuple[DriverName, VmSpec]:
