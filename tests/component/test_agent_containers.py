@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.agent import Host, agent, config, process_config
+from fixtures.agent import NOT_RUN, Host, agent, config, process_config
 from sealrun_protocol import messages
 from sealrun_protocol.errors import ERRORS, ErrorCode, Phase
 
@@ -61,28 +61,7 @@ def test_create_start_exit_delete_leave_nothing(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("program", "code", "text"),
-    [
-        (
-            "nosuch",
-            ErrorCode.PROGRAM_NOT_FOUND,
-            "executable file `nosuch` not found in $PATH: No such file or directory",
-        ),
-        (
-            "/bin/no/such",
-            ErrorCode.PROGRAM_NOT_FOUND,
-            "executable file `/bin/no/such` not found in $PATH: No such file or directory",
-        ),
-        (
-            "/bin/not-executable",
-            ErrorCode.PROGRAM_NOT_EXECUTABLE,
-            "open executable `/bin/not-executable`: Permission denied",
-        ),
-        (
-            "/bin",
-            ErrorCode.PROGRAM_NOT_EXECUTABLE,
-            "open executable `/bin`: Operation not permitted (permission denied)",
-        ),
-    ],
+    NOT_RUN,
 )
 def test_a_program_that_cannot_be_run(host: Host, program: str, code: ErrorCode, text: str) -> None:
     assert _failed(host.create(program), code, Phase.START) == text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.agent import Host, agent, config, process_config
+from fixtures.agent import NOT_RUN, Host, agent, config, process_config
 from sealrun_protocol import limits, messages
 from sealrun_protocol.errors import ErrorCode, Phase
 
@@ -83,26 +83,7 @@ def test_input_that_arrives_before_the_program_runs_is_kept(host: Host) -> None:
 @pytest.mark.parametrize(
     ("program", "code", "text"),
     [
-        (
-            "nosuch",
-            ErrorCode.PROGRAM_NOT_FOUND,
-            "executable file `nosuch` not found in $PATH: No such file or directory",
-        ),
-        (
-            "/bin/no/such",
-            ErrorCode.PROGRAM_NOT_FOUND,
-            "executable file `/bin/no/such` not found in $PATH: No such file or directory",
-        ),
-        (
-            "/bin/not-executable",
-            ErrorCode.PROGRAM_NOT_EXECUTABLE,
-            "open executable `/bin/not-executable`: Permission denied",
-        ),
-        (
-            "/bin",
-            ErrorCode.PROGRAM_NOT_EXECUTABLE,
-            "open executable `/bin`: Operation not permitted (permission denied)",
-        ),
+        *NOT_RUN,
         (
             "/bin/garbage",
             ErrorCode.PROGRAM_NOT_EXECUTABLE,

@@ -43,6 +43,16 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return oci.busybox_tree(tmp_path_factory.mktemp("tree") / "rootfs")
 
 
+@pytest.fixture
+def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):
+    """make(script, **process) -> a bundle for the module's runtime."""
+
+    def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
+        return oci.bundle(tmp_path / name, rootfs, script, runtime.annotations, **process)
+
+    return make_bundle
+
+
 @pytest.fixture(scope="session")
 def broker(
     tmp_path_factory: pytest.TempPathFactory, workload: workloads.Workload

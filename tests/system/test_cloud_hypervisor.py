@@ -131,16 +131,6 @@ def runtime(settings: None, workload: workloads.Workload, tmp_path: Path) -> Ite
     runtime.clean()
 
 
-@pytest.fixture
-def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):
-    """As of test_lifecycle."""
-
-    def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
-        return oci.bundle(tmp_path / name, rootfs, script, runtime.annotations, **process)
-
-    return make_bundle
-
-
 def guest_image() -> Path:
     """The guest image of the installed sealrun, or of a checkout's."""
     library = Path(shutil.which("sealrun") or "").resolve().parents[2]

@@ -32,16 +32,6 @@ def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[oci.Runt
     runtime.clean()
 
 
-@pytest.fixture
-def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):
-    """make(script, **process) -> a bundle for this runtime."""
-
-    def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
-        return oci.bundle(tmp_path / name, rootfs, script, runtime.annotations, **process)
-
-    return make_bundle
-
-
 def wait_for_output(path: Path, text: bytes, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while text not in path.read_bytes():

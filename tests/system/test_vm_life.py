@@ -38,16 +38,6 @@ def runtime(
     runtime.clean()
 
 
-@pytest.fixture
-def make(runtime: oci.Runtime, rootfs: Path, tmp_path: Path):
-    """As of test_lifecycle."""
-
-    def make_bundle(script: str | list[str], name: str = "bundle", **process: object) -> Path:
-        return oci.bundle(tmp_path / name, rootfs, script, runtime.annotations, **process)
-
-    return make_bundle
-
-
 def vmm(runtime: oci.Runtime) -> int:
     """The pid of the VMM."""
     lines = (runtime.root / "c1/processes").read_text().splitlines()

@@ -19,14 +19,14 @@ from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.errors import PullError, VerifyError
 from sealrun_agent.image import signature_policy
-from sealrun_agent.image.connection import Broken, Endpoint
+from sealrun_agent.image.connection import Endpoint
 from sealrun_agent.image.http_client import Place
 from sealrun_agent.image.manifest import MANIFEST_TYPES, Descriptor
 from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.reference import Reference, is_sha256
 from sealrun_agent.image.refusal import refusal
 from sealrun_agent.image.registry import Registry
-from sealrun_agent.image.retry import Patience
+from sealrun_agent.image.retry import patiently
 from sealrun_agent.image.signature import (
     NotSigned,
     Sigstore,
@@ -159,27 +159,26 @@ class Admission:
     def _fetched(self, registry: Registry, place: Place) -> bytes | None:
         """None where there is nothing."""
         what = f"signature {place.target}"
-        patience = Patience()
-        while True:
-            try:
-                exchange = registry.http.ask(place, {}, what)
-                try:
-                    if exchange.response.status == 404:
-                        return None
-                    if exchange.response.status != 200:
-                        raise refusal(exchange, what)
-                    body = exchange.body(limits.SIGNATURE_BYTES)
-                finally:
-                    registry.http.finish(exchange)
-                break
-            except Broken as error:
-                if not patience.wait(error):
-                    raise PullError(error.code, f"cannot fetch {what}: {error}") from error
+        status, body = patiently(lambda: self._asked(registry, place, what), what)
+        if status == 404:
+            return None
         if body is None:
             raise VerifyError(
                 ErrorCode.LIMIT_EXCEEDED, f"{what} is longer than {limits.SIGNATURE_BYTES} bytes"
             )
         return body
+
+    def _asked(self, registry: Registry, place: Place, what: str) -> tuple[int, bytes | None]:
+        """Status 200 or 404, and the body; None where it is too long, or not there. Raises Broken, PullError."""
+        exchange = registry.http.ask(place, {}, what)
+        try:
+            if exchange.response.status == 404:
+                return 404, None
+            if exchange.response.status != 200:
+                raise refusal(exchange, what)
+            return 200, exchange.body(limits.SIGNATURE_BYTES)
+        finally:
+            registry.http.finish(exchange)
 
     def _bound(self, count: int, what: str) -> None:
         if count > limits.SIGNATURES:

@@ -22,7 +22,7 @@ from sealrun_agent.image.connection import Broken
 from sealrun_agent.image.http_client import Exchange, HttpClient, Place, cut
 from sealrun_agent.image.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from sealrun_agent.image.refusal import refusal
-from sealrun_agent.image.retry import Patience
+from sealrun_agent.image.retry import patiently
 from sealrun_agent.image.stream import CHUNK_BYTES, Chunks
 
 RESUMES: Final = 5  # of one blob without …
@@ -48,14 +48,7 @@ class Repository:
         """A manifest or index by tag or digest: its bytes and its Content-Type. Raises PullError,
         VerifyError(LIMIT_EXCEEDED)."""
         what = f"manifest {version} of {self.name}"
-        patience = Patience()
-        while True:
-            try:
-                body, content_type = self._manifest(version, what)
-                break
-            except Broken as error:
-                if not patience.wait(error):
-                    raise PullError(error.code, f"cannot fetch {what}: {error}") from error
+        body, content_type = patiently(lambda: self._manifest(version, what), what)
         if body is None:
             raise VerifyError(
                 ErrorCode.LIMIT_EXCEEDED, f"{what} is longer than {limits.MANIFEST_BYTES} bytes"
@@ -157,13 +150,7 @@ class Repository:
 
     def _opened(self, path: str, headers: dict[str, str], what: str) -> Exchange:
         """A response of status 200 or 206, its body unread."""
-        patience = Patience()
-        while True:
-            try:
-                return self._answered(path, headers, what)
-            except Broken as error:
-                if not patience.wait(error):
-                    raise PullError(error.code, f"cannot fetch {what}: {error}") from error
+        return patiently(lambda: self._answered(path, headers, what), what)
 
     def _answered(self, path: str, headers: dict[str, str], what: str) -> Exchange:
         """Answer a challenge, once."""

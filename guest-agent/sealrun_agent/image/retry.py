@@ -2,13 +2,17 @@
 
 import os
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
+from sealrun_agent.errors import PullError
 from sealrun_agent.image.connection import Broken
 
 ATTEMPTS: Final = 4  # of one request
 SECONDS: Final = 0.3  # before the second; each further one doubles it
 ASKED_SECONDS: Final = 60.0  # the longest that a registry's Retry-After is obeyed
+
+T = TypeVar("T")
 
 
 class Patience:
@@ -27,6 +31,18 @@ class Patience:
         jitter = 0.5 + int.from_bytes(os.urandom(2), "big") / 0x10000
         time.sleep(max(SECONDS * 2 ** (self._failed - 1) * jitter, asked))
         return True
+
+
+def patiently(ask: Callable[[], T], what: str) -> T:
+    """What `ask` gives, which may raise Broken. what: for the text. Raises PullError where there is no
+    other attempt, and what else `ask` does."""
+    patience = Patience()
+    while True:
+        try:
+            return ask()
+        except Broken as error:
+            if not patience.wait(error):
+                raise PullError(error.code, f"cannot fetch {what}: {error}") from error
 
 
 def retry_after(header: str, now: float) -> float | None:
