@@ -41,6 +41,14 @@ def test_every_mount_stands_below_what_was_mounted_before() -> None:
         assert not any(later.startswith(f"{target}/") for later in targets[:index]), target
 
 
+def test_a_module_is_cut_where_its_signature_begins() -> None:
+    signature = b"PKCS #7, with a mark: " + b"~Module signature appended~\n"
+    about = b"\0\0\2\0\0\0\0\0" + len(signature).to_bytes(4, "big")
+    signed = b"\x7fELF module" + signature + about + b"~Module signature appended~\n"
+    assert boot.without_signature(signed) == b"\x7fELF module"
+    assert boot.without_signature(b"\x7fELF module") == b"\x7fELF module"
+
+
 def test_kernel_file_systems_run_no_programs() -> None:
     for mount in boot.mounts(1 << 20):
         if mount.kind in {"proc", "sysfs", "cgroup2", "devtmpfs", "devpts"}:
