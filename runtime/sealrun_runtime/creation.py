@@ -302,9 +302,16 @@ def _init_data(annotations: dict[str, str]) -> "InitData | None":
     """The tenant's document, where there is one. It is the guest that obeys it, but what the guest
     would refuse is refused here before a VM boots. Raises InvalidRequest."""
     names = (image_reference.INIT_DATA, image_reference.KATA_INIT_DATA)
-    given = [name for name in names if annotations.get(name)]
+    given = [name for name in names if name in annotations]
     if not given:
         return None
+    for name in given:
+        # A shell that could not run `sealrun init-data` hands over the same: never for no tenant at all.
+        if not annotations[name].strip():
+            raise InvalidRequest(
+                f"annotation {name} is empty",
+                remedy="look at what `sealrun init-data` said, or leave the annotation away",
+            )
     if len(given) > 1 and len({annotations[name] for name in given}) > 1:
         raise InvalidRequest(f"annotations {' and '.join(given)} contradict each other")
     from sealrun_protocol import init_data

@@ -132,6 +132,20 @@ def test_init_data(world: World) -> None:
     assert done.stderr.startswith("sealrun: cannot read annotation io.sealrun.init-data: ")
 
 
+@pytest.mark.parametrize("empty", ["", " \n"])
+@pytest.mark.parametrize(
+    "name", ["io.sealrun.init-data", "io.katacontainers.config.hypervisor.cc_init_data"]
+)
+def test_init_data_that_a_shell_left_empty_is_not_none_at_all(
+    world: World, name: str, empty: str
+) -> None:
+    """As `--annotation io.sealrun.init-data="$(sealrun init-data FILE)"` does where FILE has an error."""
+    done = world("create", "-b", world.bundle(annotations={name: empty}), "c1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"sealrun: annotation {name} is empty; look at what ")
+    world.assert_nothing_left()
+
+
 def test_what_the_shim_is_handed(world: World) -> None:
     bundle = world.bundle(annotations={"io.sealrun.memory": "2048"})
     world("--debug", "create", "-b", bundle, "c1")
