@@ -163,7 +163,7 @@ def open_sources(container: ContainerSpec, given: Plan) -> Iterator[Sources]:
 
 def _users(container: ContainerSpec, opened: ExitStack) -> int:
     """A user namespace whose maps lead from the owners on the disk to those in the container; _NOBODY
-    where they are the same. Raises OSError."""
+    where they are the same. Raises InvalidRequest."""
     shifted = (*container.uid_mappings, *container.gid_mappings)
     if all(one.host_id == one.container_id for one in shifted):
         return _NOBODY
@@ -171,7 +171,10 @@ def _users(container: ContainerSpec, opened: ExitStack) -> int:
         "".join(f"{one.host_id} {one.container_id} {one.size}\n" for one in mappings)
         for mappings in (container.uid_mappings, container.gid_mappings)
     )
-    users = namespaces.user_namespace(*maps)
+    try:
+        users = namespaces.user_namespace(*maps)
+    except OSError as error:  # a rootless engine's root may map only ranges within its own
+        raise _not_shifted("$.linux.uidMappings: cannot share files", error) from error
     opened.callback(os.close, users)
     return users
 
@@ -207,10 +210,20 @@ def _map(where: str, path: str, descriptor: int, users: int, *, recursive: bool)
     try:
         namespaces.map_tree(descriptor, users, recursive=recursive)
     except OSError as error:
-        raise InvalidRequest(
-            f"{where}: cannot share {path} with a container that has a user namespace: its file system "
-            f"cannot be mounted with other owners: {cause(error)}"
-        ) from error
+        raise _not_shifted(f"{where}: cannot share {path}", error) from error
+
+
+def _not_shifted(what: str, error: OSError) -> InvalidRequest:
+    remedy = "do without a user namespace (--userns)" + (
+        ", or without files of the host: only the host's root may mount them so"
+        if namespaces.is_rootless()
+        else ""
+    )
+    return InvalidRequest(
+        f"{what} with a container that has a user namespace: their file system cannot be mounted with "
+        f"other owners: {cause(error)}",
+        remedy=remedy,
+    )
 
 
 _KINDS: Final = {

@@ -175,6 +175,21 @@ def test_a_root_and_a_volume_of_theirs(
     assert (volume / "sub").stat().st_uid >= 100_000, "one of the user's subordinate ids"
 
 
+def test_a_user_who_keeps_their_id(
+    user: rootless.User, podman: podmans.Podman, busybox_annotations: workloads.Annotations
+) -> None:
+    """--userns=keep-id: in the container they are who they are. With files of the host it is refused:
+    only the host's root may mount them with other owners."""
+    kept = ("--network", "none", "--userns", "keep-id")
+    ended = podman.run(["/bin/busybox", "id", "-u"], busybox_annotations, *kept)
+    assert (ended.status, ended.stdout) == (0, f"{user.uid}\n".encode()), ended.stderr
+    root = str(place(user, "kept"))
+    refused = podman("run", "--rm", *kept, "--rootfs", root, "/bin/true")
+    assert refused.status != 0
+    assert "$.linux.uidMappings: cannot share files with a container" in refused.stderr
+    assert "(--userns), or without files of the host" in refused.stderr
+
+
 def test_what_is_not_theirs(user: rootless.User, podman: podmans.Podman) -> None:
     """A root that the user may not read is an error for them, not a way around it."""
     hidden = place(user, "hidden")
