@@ -45,6 +45,14 @@ def program(where: Netns, family: socket.AddressFamily = socket.AF_INET) -> sock
     return made
 
 
+def ipv6_is_ready(where: Netns) -> None:
+    """The kernel takes packets for an address a moment after it is there, whoever asked for it."""
+    deadline = time.monotonic() + SECONDS
+    while "local fd5e:a152:9c0d:83::1 dev" not in where("ip -6 route show table local"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def read_udp(tap: int, text: bytes, kind: bytes = IPV4) -> bytes:
     """The frame with this text; a kernel's own are passed over."""
     deadline = time.monotonic() + SECONDS
@@ -102,6 +110,7 @@ def test_the_vm_is_at_the_interfaces_address(place: Namespace, inside: Netns) ->
 def test_the_vm_is_at_the_interfaces_ipv6_address(place: Namespace, inside: Netns) -> None:
     inside("ip address add fd01::2/64 dev eth0 nodad; ip address add fd01::3/64 dev eth0 nodad")
     ((_, nic),) = place.look().plugged
+    ipv6_is_ready(inside)
     for name in ("fd01::2", "fd01::3"):
         with program(inside, socket.AF_INET6) as client:
             client.sendto(b"ping", (name, 53))
@@ -133,6 +142,7 @@ def test_the_namespaces_loopback_is_the_vms_first_address(
 def test_so_is_its_ipv6_loopback(place: Namespace, inside: Netns) -> None:
     inside("ip address add fd01::2/64 dev eth0 nodad")
     ((_, nic),) = place.look().plugged
+    ipv6_is_ready(inside)
     with program(inside, socket.AF_INET6) as client:
         client.connect(("::1", 53))
         client.send(b"ping")
