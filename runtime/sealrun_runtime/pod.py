@@ -64,6 +64,11 @@ def find(container: ContainerSpec, container_id: str) -> Pod | None:
     return None
 
 
+def is_kubernetes(container: ContainerSpec) -> bool:
+    """Whether an engine made it through CRI."""
+    return any(name in container.annotations for name in TYPE)
+
+
 def _annotation(container: ContainerSpec, names: tuple[str, ...]) -> str:
     return next(
         (container.annotations[name] for name in names if name in container.annotations), ""

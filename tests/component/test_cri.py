@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -144,6 +145,7 @@ def test_the_pod_s_network(make: Callable[..., cri.Pod], engine: Engine, runtime
     assert server.status.state == cri.RUNNING
     ask = "until busybox nc 127.0.0.1 80 </dev/null; do sleep 0.1; done"
     assert client.run(*SHELL, ask)[:2] == (0, "answer\n")
+    wait_until(lambda: forwarded(engine, address) == b"answer\n")
     place = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
     # Without an infra container nobody tells the runtime: CRI-O sets it in the namespace that it makes.
     lost = engine.name == "crio-without-infra" and runtime == "sealrun"
@@ -155,6 +157,18 @@ def answer(address: str) -> bytes:
         with socket.create_connection((address, 80), timeout=1) as connection:
             return connection.recv(64)
     return b""
+
+
+def forwarded(engine: Engine, address: str) -> bytes:
+    """What the pod's localhost answers on the host, to which engines connect for `kubectl port-forward`."""
+    places = (*Path("/run/netns").glob("*"), *(engine.directory / "ns/netns").glob("*"))
+    for place in places:
+        inside = ["nsenter", f"--net={place}"]
+        shown = subprocess.run([*inside, "ip", "-4", "addr"], capture_output=True, text=True)
+        if f" {address}/" in shown.stdout:
+            ask = [*inside, "busybox", "nc", "-w", "2", "127.0.0.1", "80"]
+            return subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True).stdout
+    raise LookupError("no namespace")
 
 
 def test_processes_of_a_pod_that_shares_them(make: Callable[..., cri.Pod]) -> None:

@@ -16,6 +16,7 @@ from sealrun_protocol.network import Network as Description
 from sealrun_vmm.driver import Machine
 from sealrun_vmm.errors import VmmError
 
+from sealrun_runtime import pod
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.network import namespace
 from sealrun_runtime.shim.agent import Agent
@@ -43,7 +44,7 @@ def of_bundle(handover: Handover, directory: Directory) -> Namespace | None:
         # Its owner has a network stack there, whose packets a VM would take away.
         text = f"a VM cannot share the network of another container or process ({path})"
         raise HostUnfit(text, remedy=PROCESS_REMEDY)
-    place = _open(path, directory)
+    place = _open(path, directory, inside=pod.is_kubernetes(handover.container))
     try:
         place.look()
     except ShimError:
@@ -76,7 +77,8 @@ def _path(handover: Handover) -> str | None:
     return next((one.path for one in spaces if one.type == "network"), None)
 
 
-def _open(path: str, directory: Directory | None = None) -> Namespace:
+def _open(path: str, directory: Directory | None = None, *, inside: bool = False) -> Namespace:
+    """inside: whether the engine forwards ports from there, though it is not rootless."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -85,7 +87,7 @@ def _open(path: str, directory: Directory | None = None) -> Namespace:
     if namespace.is_own(descriptor):
         os.close(descriptor)
         raise HostUnfit("a VM cannot have the host's own network", remedy=HOST_REMEDY)
-    return Namespace(descriptor, path, directory)
+    return Namespace(descriptor, path, directory, inside=inside)
 
 
 class Network:

@@ -50,9 +50,17 @@ class Change(NamedTuple):
 class Namespace:
     """One network namespace and the wires that lead out of it. Nothing here waits."""
 
-    def __init__(self, descriptor: int, path: str = "", directory: Directory | None = None) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        path: str = "",
+        directory: Directory | None = None,
+        *,
+        inside: bool = False,
+    ) -> None:
         """descriptor: of an open /proc/PID/ns/net file, which is taken over. path: where it outlives
-        the sandbox, whose state directory then names what is redirected. Raises HostFailed."""
+        the sandbox, whose state directory then names what is redirected. inside: the engine forwards
+        ports from there. Raises HostFailed."""
         self._descriptor, self._path, self._directory = descriptor, path, directory
         self._wires: dict[int, Wire] = {}
         self._devices: set[bytes] = set()
@@ -67,9 +75,9 @@ class Namespace:
         except OSError as error:
             os.close(descriptor)
             raise _failed("enter the network namespace", error) from error
-        # An engine that is not the host's root forwards ports from inside the namespace.
-        rootless = namespaces.is_rootless()
-        self._doors = Doors(self._netlink, descriptor) if rootless else None
+        # An engine that is not the host's root does in any case.
+        inside = inside or namespaces.is_rootless()
+        self._doors = Doors(self._netlink, descriptor) if inside else None
 
     def close(self) -> None:
         """Give the interfaces back. The VMM is gone, or goes without its network."""
