@@ -64,9 +64,8 @@ from system.test_vm_life import (  # noqa: F401 - they are collected here
 BINARY = shutil.which("cloud-hypervisor")
 KVM_OBSTACLE = kvm.obstacle()
 ROOT = Path(__file__).parents[2]
-OUTER_SECONDS = 1200
+OUTER_SECONDS = 2400
 CONFINED = "landlock_keeps or whole_life or pods_vm or that_for_the_container_too"
-TPM_SECONDS = 0.1  # that the emulator has for each answer
 CACHE = "/var/cache/sealrun/guest-image"  # install.sh filled it
 
 pytestmark = [
