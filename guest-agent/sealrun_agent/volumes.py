@@ -51,7 +51,7 @@ class Volumes:
         with self._lock:
             try:
                 for number, (destination, volume) in wanted.items():
-                    path = f"{disk}/volumes/{hashlib.sha256(volume.name.encode()).hexdigest()}"
+                    path = f"{disk}/volumes/{_directory(volume)}"
                     if path not in self._makers:
                         self._make(path, volume, rootfs, destination)
                         self._makers[path] = container
@@ -94,8 +94,9 @@ class Volumes:
             raise _failed(error, os.path.dirname(path), destination) from error
 
     def _release_parts_of(self, container: str) -> None:
-        if (place := self._parts.pop(container, None)) is not None:
+        if (place := self._parts.get(container)) is not None:
             parts.release(place)
+            del self._parts[container]
 
     def _remove_those_of(self, container: str) -> None:
         self._release_parts_of(container)
@@ -107,6 +108,13 @@ class Volumes:
                 raise StartError(
                     ErrorCode.RUNTIME_FAILED, f"cannot remove a volume: {error.strerror}"
                 ) from error
+
+
+def _directory(volume: Volume) -> str:
+    """The name of its own. A container that has a volume which is a directory may put links there, so a
+    file of the same name is elsewhere: crun would follow them in the agent's root."""
+    name = hashlib.sha256(volume.name.encode()).hexdigest()
+    return f"{name}.{_FILE}" if volume.file else name
 
 
 def _fill(path: str, volume: Volume, rootfs: str, destination: str) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from sealrun_runtime import open_files
 from sealrun_runtime.arguments import Invocation
 from sealrun_runtime.errors import SealrunError, cause, describe, one_line
 from sealrun_runtime.log import Log
@@ -55,6 +56,7 @@ def run(hook: Hook, name: str, state: bytes, *, enlist: Callable[[], None] = _no
         enlist()
         # The mask is inherited, and `run` holds signals back while it deletes.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        open_files.restore_limit()
 
     given = os.memfd_create("state")
     said = os.memfd_create("said")

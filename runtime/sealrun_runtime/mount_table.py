@@ -21,8 +21,9 @@ class Mounted(NamedTuple):
 
 def read() -> list[Mounted]:
     """All of them; what was mounted later, and so is on top, comes later."""
-    with open(_FILE, encoding="utf-8", errors="surrogateescape") as file:
-        return [_parse(line) for line in file.read().splitlines()]
+    # The kernel escapes the end of its lines, and nothing of what else Python takes for one.
+    with open(_FILE, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return [_parse(line.removesuffix("\n")) for line in file]
 
 
 def at(table: list[Mounted], path: str) -> Mounted | None:

@@ -13,19 +13,32 @@ _LEAST: Final = (
 )
 
 
+_GIVEN: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # the soft limit of the engine
+
+
 def raise_limit() -> int:
     """What the limit is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    if soft == hard:
+        return hard
+    try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except ValueError:  # more than the kernel gives anybody today (fs.nr_open)
+        return soft
     return hard
+
+
+def restore_limit() -> None:
+    """For another's program: what it would have had without this process."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_GIVEN, hard))
 
 
 def provide() -> None:
     """The same, and there have to be enough for a sandbox. Raises HostError."""
-    hard = raise_limit()
-    if hard != resource.RLIM_INFINITY and hard < _LEAST:
+    limit = raise_limit()
+    if limit != resource.RLIM_INFINITY and limit < _LEAST:
         raise HostError(
-            f"cannot start a VM where a process may have no more than {hard} files open",
+            f"cannot start a VM where a process may have no more than {limit} files open",
             remedy=f"give the engine a hard limit of {_LEAST} or more (ulimit -Hn, LimitNOFILE= of its unit)",
         )

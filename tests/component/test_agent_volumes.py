@@ -124,6 +124,19 @@ def test_one_that_is_a_file(host: Host) -> None:
     assert say(host, "cat /data", "a", volume) == "x\n"
 
 
+@pytest.mark.parametrize("first", ["directory", "file"])
+def test_a_file_and_a_directory_of_one_name_are_two(host: Host, first: str) -> None:
+    """Else a container could put a link where the agent mounts the file from: to anywhere in the guest."""
+    directory, file = Volume(name=NAME), Volume(name=NAME, file=True)
+    if first == "file":
+        assert say(host, "echo x >/data", "a", file) == ""
+    trap = "busybox rm -f /data/file; busybox ln -s /init /data/file; ls /data"
+    assert say(host, trap, "b", directory) == "file\n"
+    look = "busybox stat -c %F /data; cat /data"
+    expected = "regular file\nx\n" if first == "file" else "regular empty file\n"
+    assert say(host, look, "c", file) == expected
+
+
 def part(subpath: str, **members: Any) -> Volume:
     return Volume(name=NAME, subpath=subpath, **members)
 

@@ -271,9 +271,9 @@ class Container:
                 self._stdio.theirs,
                 console.path if console else "",
             )
-            here.volumes.settle(name)
             undo.callback(init.wait, _DEATH_SECONDS)
             undo.callback(init.signal, _KILL)
+            here.volumes.settle(name)
             master = console.receive() if console else None
             if master is not None:
                 undo.callback(os.close, master)

@@ -80,7 +80,8 @@ def _settings(parsed: Parsed) -> Config:
     try:
         return config.build(config.resolve(config.files(), given))
     except InvalidRequest as error:
-        raise InvalidRequest(error.text.replace("annotation io.sealrun.", "--")) from error
+        text = error.text.replace("annotation io.sealrun.", "--")
+        raise InvalidRequest(text, remedy=error.remedy) from error
 
 
 def _spec(parsed: Parsed, settings: Config, tenant: Tenant) -> tuple[DriverName, VmSpec]:

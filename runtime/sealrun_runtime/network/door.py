@@ -112,7 +112,6 @@ class Door:
     def _open(self, width: int) -> None:
         """The tap's own address of this family."""
         peer = _PEERS[width][:-1] + bytes([self._place])
-        tap.let_pass(self._netlink, self._tap, peer)
         self._netlink.change(
             Kind.NEW_ADDRESS,
             address_body(_FAMILY[width], width * 8, self._tap, _scope(width))
@@ -120,6 +119,8 @@ class Door:
             + number(AddressAttribute.FLAGS, NO_DAD),
             Flag.CREATE,
         )
+        # Where the tap can have no such address there is no filter either, however often that is tried.
+        tap.let_pass(self._netlink, self._tap, peer)
         if width == 16:
             precedence.take(self._netlink)
         self._peers[width] = peer

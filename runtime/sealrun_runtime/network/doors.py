@@ -77,13 +77,14 @@ class Doors:
         for width, way in first.items():
             if self._from_loopback.get(width) == way:
                 continue
-            self._from_loopback[width] = way
             try:
                 if self._translation is None:
                     self._translation = namespace.inside(self._descriptor, Translation)
                 way[0].lead_from_loopback(self._translation, way[1])
             except OSError as error:
                 self._tell(f"the loopback: {error.strerror}")
+            else:
+                self._from_loopback[width] = way
 
     def _tell(self, what: str) -> None:
         if what not in self._told:

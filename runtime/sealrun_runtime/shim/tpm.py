@@ -4,6 +4,7 @@ It ends with its connection to the VMM, or to what is between them where nothing
 VM boots (sealrun_vmm/tee/tpm_relay.py), and with this process. Its seccomp filter is on.
 """
 
+import contextlib
 import os
 import socket
 from typing import Final
@@ -32,27 +33,22 @@ def serve(settings: VmSettings, spec: VmSpec, directory: Directory) -> Attendant
     program = tpm.emulator(settings.swtpm)
     state = tpm_state.make(program, settings.tpm_state)
     place = os.path.join(directory.path, DIRECTORY)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        tpm_state.copy(state, place, _NOBODY)
-        listener.bind(spec.tpm)
-        listener.listen(1)
-    except OSError as error:
-        listener.close()
-        raise HostUnfit(f"cannot give the VM a TPM: {error.strerror}") from error
-    if spec.firmware:
-        with listener:
+    with contextlib.ExitStack() as stack:
+        try:
+            tpm_state.copy(state, place, _NOBODY)
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            listener.bind(spec.tpm)
+            listener.listen(1)
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+        except OSError as error:
+            raise HostUnfit(f"cannot give the VM a TPM: {error.strerror}") from error
+        if spec.firmware:
             return _emulator(program, place, "fd", listener, directory)
-    ours, theirs = socket.socketpair()
-    try:
-        with theirs:
-            attendant = _emulator(program, place, "clientfd", theirs, directory)
-    except BaseException:
-        listener.close()
-        ours.close()
-        raise
-    _measure(spec, listener, ours)
-    return attendant
+        attendant = _emulator(program, place, "clientfd", theirs, directory)
+        theirs.close()
+        stack.pop_all()
+        _measure(spec, listener, ours)
+        return attendant
 
 
 def _emulator(

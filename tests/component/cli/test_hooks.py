@@ -5,6 +5,7 @@ deletes; each with the state on its stdin, in order, once.
 import base64
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -126,14 +127,20 @@ def test_a_hook_that_leaves_something_running_does_not_hold_us(world: World) -> 
 def test_hooks_of_create_find_the_namespaces_and_no_program(world: World) -> None:
     script = (
         'read state; echo "$state"; pid=${state#*\\"pid\\":}; pid=${pid%%,*}; '
-        "readlink /proc/$pid/ns/net /proc/self/ns/net; cat /proc/$pid/comm"
+        "readlink /proc/$pid/ns/net /proc/self/ns/net; cat /proc/$pid/comm; ulimit -Sn"
     )
     early = {
         "createRuntime": [hook(world, "cat >/dev/null; echo second"), hook(world, script)],
         "prestart": [hook(world, "cat >/dev/null; echo first")],
     }
-    pid = world.create(hooks=early)
-    first, second, document, net, own, name = said(world).splitlines()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] - 1, before[1]))
+    try:
+        pid = world.create(hooks=early)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    first, second, document, net, own, name, files = said(world).splitlines()
+    assert int(files) == before[0] - 1, "not what a shim needs"
     assert (first, second) == ("first", "second")
     state = json.loads(document)
     assert state == {
@@ -147,7 +154,7 @@ def test_hooks_of_create_find_the_namespaces_and_no_program(world: World) -> Non
     assert own == os.readlink("/proc/self/ns/net") != net
     assert name in ("sh", "dash")
     assert world("start", "c1").returncode == 0
-    assert len(said(world).splitlines()) == 6
+    assert len(said(world).splitlines()) == 7
 
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime"])

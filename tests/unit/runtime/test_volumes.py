@@ -141,7 +141,7 @@ def subpath(tmp_path: Path) -> Iterator[Subpath]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("memory", [False, True])
-@pytest.mark.parametrize("name", ["a", "a/b c", "a\\b\n"])
+@pytest.mark.parametrize("name", ["a", "a/b c", "a\\b\n", "a\u2028b\v\f\r\x85c"])
 def test_a_part_of_an_emptydir_is_one_of_the_guest_s(
     subpath: Subpath, name: str, memory: bool
 ) -> None:

@@ -105,8 +105,8 @@ def test_directories_of_the_host_are_the_tenant_s_to_allow() -> None:
 def test_volumes_of_the_sandbox_s_own_hide_nothing_of_the_image() -> None:
     program = PROGRAM._replace(volumes=("/data/",))
 
-    def checked(place: str, by: Tenant, subpath: str = "") -> bool:
-        volume = Volume(name="v", subpath=subpath)
+    def checked(place: str, by: Tenant, subpath: str = "", *, file: bool = False) -> bool:
+        volume = Volume(name="v", subpath=subpath, file=file)
         given = Accepted(spec(), {}, (), {"3": OwnVolume(place, volume)}, {}, {})
         return check_volumes(given, program, by).volumes["3"].volume.copy_up
 
@@ -117,6 +117,8 @@ def test_volumes_of_the_sandbox_s_own_hide_nothing_of_the_image() -> None:
     assert not checked("/cache", tenant("/cache"))
     assert not checked("/usr", tenant(insecure_any_process=True))
     assert not checked("/cache", tenant("/cache"), "part")
+    with pytest.raises(StartError, match=r"mounts\[3\]: no volume may be mounted at"):
+        checked("/data", tenant(), file=True)
     for place in ("/usr", "/data/sub", "/run/secrets/key", "/tmpx", "//tmp", "/data"):
         with pytest.raises(StartError, match=r"mounts\[3\]: no volume may be mounted at") as caught:
             checked(place, tenant(), "part" if place == "/data" else "")
