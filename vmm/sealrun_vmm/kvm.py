@@ -46,6 +46,11 @@ def denied(device: str = "/dev/kvm") -> bool:
     return not os.access(device, os.R_OK | os.W_OK, effective_ids=True)
 
 
+def remedy(other: str) -> str:
+    """What is to be done where KVM cannot be used; `other` where the user may use it."""
+    return JOIN if denied() else other
+
+
 def choose_accelerator() -> Accelerator:
     """What `accelerator = auto` means on this host."""
     return Accelerator.TCG if obstacle() else Accelerator.KVM

@@ -95,7 +95,7 @@ def _for_sandbox(handover: Handover, spec: VmSpec, host: Host) -> VmSpec:
         spec,
         pmem_mib=disks.pmem_mib(spec, host.pmem_bytes),
         shares=shared_tree.device(handover, spec.tee),
-        later_devices=LATER_DEVICES,
+        later_devices=0 if spec.tee in machine.ENCRYPTED else LATER_DEVICES,
     )
     return dataclasses.replace(spec, disks=disks.of_sandbox(handover, spec))
 

@@ -1,5 +1,6 @@
 """Which TEE and which VMM boot a sandbox: what is asked for, what `auto` takes, what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -157,6 +158,13 @@ def test_auto_does_not_do_without_what_the_node_has(image: str, tmp_path: Path) 
     vm = VmSettings(firmware="/nowhere", qemu=qemu(tmp_path), cloud_hypervisor="/nowhere")
     with pytest.raises(HostUnfit, match="no VMM can start a VM with snp: cloud-hypervisor: "):
         planned(image, vm, here=SNP)
+
+
+@pytest.mark.parametrize("here", [SNP, TDX])
+def test_auto_does_not_do_without_because_of_a_user_s_rights(image: str, here: Platform) -> None:
+    denied = dataclasses.replace(here, kvm="/dev/kvm: Permission denied", vm_types=0)
+    with pytest.raises(HostUnfit, match=r"cannot use .*: /dev/kvm: Permission denied"):
+        planned(image, VmSettings(), here=denied)
 
 
 def test_the_tenant_names_what_it_accepts(image: str, firmware: str, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_a_vm_with_a_tee_is_as_large_as_it_is_configured() -> None:
         spec = machine.vm_spec(handover, IMAGE, Accelerator.KVM, Launch(tee=tee), HOST)
         assert growth.largest(spec) == (spec.cpus, spec.memory_mib) == (3, 777)
         assert "memhp" not in spec.cmdline
+        assert spec.later_devices == (machine.LATER_DEVICES if tee is Tee.TPM else 0)
 
 
 def limited(**limits: int) -> Handover:

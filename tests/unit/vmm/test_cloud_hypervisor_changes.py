@@ -1,6 +1,7 @@
 """A VMM that is lost at a call that plugs something in or takes it out: the call fails with the reason, the
 VM ends with it in bounded time, and nothing is left behind. (Resizes: test_cloud_hypervisor_resize.py.)"""
 
+import dataclasses
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -10,8 +11,8 @@ import pytest
 from fixtures.simulated_hypervisor import BUSY, tap
 from sealrun_vmm.cloud_hypervisor import machine as machines
 from sealrun_vmm.cloud_hypervisor.machine import CloudHypervisorMachine
-from sealrun_vmm.errors import ChangeFailed, LaunchFailed
-from sealrun_vmm.spec import PMEM_STEP, Disk, Nic
+from sealrun_vmm.errors import ChangeFailed, LaunchFailed, SpecRefused
+from sealrun_vmm.spec import PMEM_STEP, Disk, Nic, Tee
 
 MISBEHAVIOURS = {
     "die": "gave no answer to {call}: ",
@@ -64,6 +65,17 @@ CALLS = {
     remove_nic: "vm.remove-device",
     remove_disk: "vm.remove-device",
 }
+
+
+def test_a_vm_with_a_tee_gets_no_device_after_its_start(boot) -> None:
+    async def use(machine: CloudHypervisorMachine) -> None:
+        machine._spec = dataclasses.replace(machine._spec, tee=Tee.SNP)
+        with pytest.raises(SpecRefused, match="a VM with snp gets no device after its start"):
+            await add_nic(machine, descriptor)
+        await machine.stop()
+
+    with tap() as descriptor:
+        assert boot(use).orderly
 
 
 @pytest.mark.parametrize("misbehaviour", MISBEHAVIOURS)

@@ -82,9 +82,12 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
         config["disks"] = disks
     if pmem := [pmem_config(spec, disk) for disk in spec.disks if disk.pmem_bytes]:
         config["pmem"] = pmem
-    if spec.nodes != NO_NODES:
-        # For disks that come later; that of what stands here the VMM knows itself.
-        config["landlock_rules"] = [{"path": f"/proc/self/fd/{spec.nodes}", "access": "rw"}]
+    # For what does not stand here, of which the VMM knows itself: disks that come later, and, before v53,
+    # the device that makes SNP VMs.
+    rules = [f"/proc/self/fd/{spec.nodes}"] if spec.nodes != NO_NODES else []
+    rules += ["/dev/sev"] if spec.tee is Tee.SNP else []
+    if rules:
+        config["landlock_rules"] = [{"path": path, "access": "rw"} for path in rules]
     if spec.shares:
         config["fs"] = [_share(index, share) for index, share in enumerate(spec.shares)]
     return config

@@ -16,9 +16,9 @@ from sealrun_vmm.cloud_hypervisor.api import Api, ApiError, Refused
 from sealrun_vmm.cloud_hypervisor.events import Event, Monitor
 from sealrun_vmm.cloud_hypervisor.program import PROGRAM
 from sealrun_vmm.driver import MachineExit
-from sealrun_vmm.errors import ChangeFailed
+from sealrun_vmm.errors import ChangeFailed, SpecRefused
 from sealrun_vmm.growth import Size
-from sealrun_vmm.spec import Disk, Nic, VmSpec
+from sealrun_vmm.spec import Disk, Nic, Tee, VmSpec
 
 LOG: Final = "vmm.log"
 STOP_SECONDS: Final = 2.0  # that an orderly end may take
@@ -108,6 +108,8 @@ class CloudHypervisorMachine:
 
     async def add_nic(self, name: str, nic: Nic) -> None:
         """See Machine."""
+        if self._spec.tee is Tee.SNP:
+            raise SpecRefused(f"a VM with {self._spec.tee} gets no device after its start")
         await self._ask(self.api.add_net(config.net_config(name, nic), nic.tap_fd))
 
     async def remove_nic(self, name: str) -> None:

@@ -8,6 +8,7 @@ hashes that is part of the measurement.
 import os
 from typing import Final
 
+from sealrun_vmm import kvm
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit
 from sealrun_vmm.spec import Tee
@@ -33,7 +34,7 @@ def require(platform: Platform, _options: Options) -> None:
         )
     platform.require_kernel(OLDEST_KERNEL, "SEV-SNP")
     if platform.kvm:
-        raise HostUnfit(f"cannot use SEV-SNP: {platform.kvm}", remedy="load kvm_amd")
+        raise HostUnfit(f"cannot use SEV-SNP: {platform.kvm}", remedy=kvm.remedy("load kvm_amd"))
     if not platform.is_on("kvm_amd.sev_snp"):
         raise HostUnfit(
             "cannot use SEV-SNP: kvm_amd was loaded without sev_snp",

@@ -7,6 +7,7 @@ have does not fit the kernel's interface.
 import os
 from typing import Final
 
+from sealrun_vmm import kvm
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import Tee
@@ -29,7 +30,7 @@ def require(platform: Platform, _options: Options) -> None:
         )
     platform.require_kernel(OLDEST_KERNEL, "TDX")
     if platform.kvm:
-        raise HostUnfit(f"cannot use TDX: {platform.kvm}", remedy="load kvm_intel")
+        raise HostUnfit(f"cannot use TDX: {platform.kvm}", remedy=kvm.remedy("load kvm_intel"))
     if not platform.is_on("kvm_intel.tdx"):
         raise HostUnfit(
             "cannot use TDX: kvm_intel was loaded without tdx",
