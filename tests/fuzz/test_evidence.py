@@ -84,6 +84,17 @@ def test_members_of_reports(members: dict[str, Any], certificate: dict[str, Any]
             assert snp.verify(evidence, EXPECTED, NOTHING, (5,), ROOTS)
 
 
+def test_a_certificate_that_says_two_algorithms() -> None:
+    """Found by the test below: what stands before the signature is not signed."""
+    der = bytes(AMD.chain()[0]["data"])
+    mask = bytes.fromhex("2a864886f70d010108")
+    at = der.rindex(mask)
+    assert der.index(mask) < at
+    chain = [{"cert_type": "VCEK", "data": list(der[:at] + b"\0\0" + der[at + 2 :])}]
+    evidence = {**SNP, "cert_chain": [*chain, *AMD.chain()[1:]]}
+    assert invalid(lambda: snp.verify(evidence, EXPECTED, NOTHING, (5,), ROOTS))
+
+
 @bounded
 @given(spliced(bytes(AMD.chain()[0]["data"])))
 def test_certificates(der: bytes) -> None:

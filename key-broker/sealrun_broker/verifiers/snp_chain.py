@@ -116,7 +116,7 @@ def _issuer(
 def signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     """Whether the authority's key signed the certificate."""
     key = authority.public_key()
-    if not isinstance(key, rsa.RSAPublicKey):
+    if not isinstance(key, rsa.RSAPublicKey) or not _one_algorithm(certificate):
         return False
     pss = padding.PSS(padding.MGF1(SHA384()), salt_length=48)
     try:
@@ -124,6 +124,15 @@ def signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def _one_algorithm(certificate: x509.Certificate) -> bool:
+    """Whether what it says unsigned of its signature's algorithm is what it says signed, byte by byte (RFC
+    5280, 4.1.1.2). The signature is its end, behind a header of 4 bytes and the count of unused bits."""
+    encoded, signed_part = certificate.public_bytes(Encoding.DER), certificate.tbs_certificate_bytes
+    begins = encoded.index(signed_part) + len(signed_part)
+    algorithm = encoded[begins : -(len(certificate.signature) + 5)]
+    return bool(algorithm) and algorithm in signed_part
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
