@@ -9,21 +9,27 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
 class Mounted(NamedTuple):
-    """place: the mount point. root: which directory or file of the file system is there. device: major:minor. options: of the
-    file system."""
+    """place: the mount point. root: which directory or file of the file system is there. device: major:minor.
+    flags: of the mount. options: of the file system."""
 
     place: str
     root: str
     device: str
+    flags: str
     kind: str
     options: str
 
 
 def read() -> list[Mounted]:
     """All of them; what was mounted later, and so is on top, comes later."""
-    # The kernel escapes the end of its lines, and nothing of what else Python takes for one.
     with open(_FILE, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        return [_parse(line.removesuffix("\n")) for line in file]
+        return parse(file.read())
+
+
+def parse(text: str) -> list[Mounted]:
+    """The same of the file's content."""
+    # The kernel escapes the end of its lines, and nothing of what else Python takes for one.
+    return [_parse(line) for line in text.split("\n") if line]
 
 
 def at(table: list[Mounted], path: str) -> Mounted | None:
@@ -35,14 +41,14 @@ def above(table: list[Mounted], path: str) -> Mounted:
     """The mount on which `path`, without links, lies."""
     while (found := at(table, path)) is None and path != "/":
         path = os.path.dirname(path)
-    return found or Mounted("/", "/", "", "", "")
+    return found or Mounted("/", "/", "", "", "", "")
 
 
 def _parse(line: str) -> Mounted:
     fields, _, more = line.partition(" - ")
-    _, _, device, root, place, *_ = fields.split(" ")
+    _, _, device, root, place, flags, *_ = fields.split(" ")
     kind, _, options, *_ = more.split(" ")
-    return Mounted(_plain(place), _plain(root), device, kind, options)
+    return Mounted(_plain(place), _plain(root), device, flags, kind, options)
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures import containers
 from fixtures.shim import Shim, alive, running, terminate, wait
-from sealrun_runtime import config, handover, leftovers, store
+from sealrun_runtime import config, handover, leftovers, mount_table, store
 from sealrun_runtime.shim import placement
 from sealrun_runtime.shim.cgroup import Cgroup, Hierarchy, hierarchies
 from sealrun_runtime.shim.errors import HostFailed
@@ -22,7 +22,7 @@ CLONE_NEWUSER = 0x10000000  # linux/sched.h
 
 @pytest.fixture
 def where() -> list[Hierarchy]:
-    found = hierarchies(Path("/proc/self/mountinfo").read_text())
+    found = hierarchies(mount_table.read())
     assert found, "this machine has no cgroup hierarchy that can be written"
     return found
 

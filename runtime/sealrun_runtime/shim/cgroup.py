@@ -14,18 +14,18 @@ without us. Parents that we made and somebody else uses by now (conmon's cgroup 
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from sealrun_runtime.host_limits import UNLIMITED, VmLimits
+from sealrun_runtime.mount_table import Mounted
 from sealrun_runtime.shim.log import log
 from sealrun_runtime.store import CGROUPS, Directory
 
 _REMOVE_SECONDS: Final = 2.0
 _ATTEMPTS: Final = 5  # somebody may remove an empty parent between two of our steps
-_ESCAPED: Final = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
 
 class Hierarchy(NamedTuple):
@@ -35,23 +35,19 @@ class Hierarchy(NamedTuple):
     controllers: tuple[str, ...]
 
 
-def hierarchies(mountinfo: str) -> list[Hierarchy]:
-    """The hierarchies to use, from the content of /proc/self/mountinfo (proc(5))."""
+def hierarchies(mounts: Iterable[Mounted]) -> list[Hierarchy]:
+    """Those of the mounts that are to be used."""
     first, second = [], []
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = (*right.split(" "), "", "", "")[:3]
-        mount, flags = left.split(" ")[4], left.split(" ")[5].split(",")
-        for escape, character in _ESCAPED.items():
-            mount = mount.replace(escape, character)
-        if "ro" in flags:
+    for mount in mounts:
+        if "ro" in mount.flags.split(","):
             continue
-        if kind == "cgroup":
+        if mount.kind == "cgroup":
             generic = {"rw", "ro", "xattr", "clone_children", "noprefix"}
-            names = [name for name in options.split(",") if name not in generic]
-            first.append(Hierarchy(mount, tuple(n for n in names if "release_agent" not in n)))
-        elif kind == "cgroup2":
-            second.append(Hierarchy(mount, ()))
+            names = [name for name in mount.options.split(",") if name not in generic]
+            controllers = tuple(n for n in names if "release_agent" not in n)
+            first.append(Hierarchy(mount.place, controllers))
+        elif mount.kind == "cgroup2":
+            second.append(Hierarchy(mount.place, ()))
     distinct: dict[tuple[str, ...], Hierarchy] = {}
     for one in first:
         distinct.setdefault(one.controllers, one)  # one that is mounted twice is used once

@@ -9,7 +9,7 @@ by the VM. Of a pod that is restarted two VMs may be there for a while, so the n
 import errno
 from posixpath import dirname
 
-from sealrun_runtime import store
+from sealrun_runtime import mount_table, store
 from sealrun_runtime.cgroup_driver import default_slice
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.host_limits import HostLimits, VmLimits, of_vm
@@ -61,8 +61,7 @@ def _make(
         return None
     group: Group | None = None
     try:
-        with open("/proc/self/mountinfo") as file:
-            where = cgroups.hierarchies(file.read())
+        where = cgroups.hierarchies(mount_table.read())
         name = f"sealrun-{directory.container.replace(':', '-')}" if pod is not None else ""
         if handover.bus:
             group = _scope(handover, directory, where, name, limits)
