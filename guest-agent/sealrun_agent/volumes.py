@@ -146,5 +146,4 @@ def _remove(path: str) -> None:
 
 def _failed(error: OSError, disk: str, destination: str) -> AgentError:
     what = f"cannot make the volume for {destination!a:.300}"
-    other = StartError(ErrorCode.RUNTIME_FAILED, f"{what}: {error.strerror}")
-    return space.failure(error, disk, what, StartError) or other
+    return space.any_failure(error, disk, what, StartError, ErrorCode.RUNTIME_FAILED)

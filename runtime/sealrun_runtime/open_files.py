@@ -11,8 +11,6 @@ from sealrun_runtime.errors import HostError
 _LEAST: Final = (
     128  # a shim with its VM, network and stdio has 40, and a few for each volume and exec
 )
-
-
 _GIVEN: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # the soft limit of the engine
 
 
@@ -28,12 +26,6 @@ def raise_limit() -> int:
     return hard
 
 
-def restore_limit() -> None:
-    """For another's program: what it would have had without this process."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_GIVEN, hard))
-
-
 def provide() -> None:
     """The same, and there have to be enough for a sandbox. Raises HostError."""
     limit = raise_limit()
@@ -42,3 +34,9 @@ def provide() -> None:
             f"cannot start a VM where a process may have no more than {limit} files open",
             remedy=f"give the engine a hard limit of {_LEAST} or more (ulimit -Hn, LimitNOFILE= of its unit)",
         )
+
+
+def restore_limit() -> None:
+    """For another's program: what it would have had without this process."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_GIVEN, hard))

@@ -41,3 +41,15 @@ def failure(
         text = f"{what}: the scratch disk fails: {error.strerror}"
         return kind(ErrorCode.SCRATCH_UNUSABLE, text)
     return None
+
+
+def any_failure(
+    error: OSError,
+    directory: str,
+    what: str,
+    kind: Callable[[ErrorCode, str], AgentError],
+    otherwise: ErrorCode,
+) -> AgentError:
+    """The same, with the code `otherwise` where it is anything else."""
+    other = kind(otherwise, f"{what}: {error.strerror}")
+    return failure(error, directory, what, kind) or other

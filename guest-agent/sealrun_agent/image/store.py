@@ -115,8 +115,7 @@ class Store:
             raise self._failed("cannot remove what was staged", error) from error
 
     def _failed(self, what: str, error: OSError) -> AgentError:
-        other = PullError(ErrorCode.NO_SPACE, f"{what}: {error.strerror}")
-        return space.failure(error, self.root, what, PullError) or other
+        return space.any_failure(error, self.root, what, PullError, ErrorCode.NO_SPACE)
 
     def mount(self, layers: Sequence[str], container: str) -> str:
         """Mount a writable root file system for a container, over directories that stay as they are,

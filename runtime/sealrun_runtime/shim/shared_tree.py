@@ -30,7 +30,7 @@ from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.process import VmmProcess, spawn
 from sealrun_vmm.spec import Share, Tee
 
-from sealrun_runtime import leftovers, namespaces, sharing
+from sealrun_runtime import leftovers, machine, namespaces, sharing
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.errors import HostFailed
@@ -61,7 +61,6 @@ _RESTRICTED: Final = (
     | namespaces.MOUNT_ATTR_NOEXEC
     | namespaces.MOUNT_ATTR_NOSYMFOLLOW
 )
-_ENCRYPTED: Final = (Tee.SNP, Tee.TDX)
 _POLL_SECONDS: Final = 0.005
 
 
@@ -71,9 +70,9 @@ def device(handover: Handover, tee: Tee) -> tuple[Share, ...]:
     plan = sharing.planned(handover)
     if not plan.names:
         # What the containers of a pod will share that come later is not known yet.
-        awaited = handover.pod is not None and tee not in _ENCRYPTED and _may_come(handover)
+        awaited = handover.pod is not None and tee not in machine.ENCRYPTED and _may_come(handover)
         return (Share(socket=SOCKET, tag=names_of.TAG),) if awaited else ()
-    if tee in _ENCRYPTED:
+    if tee in machine.ENCRYPTED:
         raise SpecRefused(
             f"cannot share {_what(plan)} with a VM with {tee}: a file server of the host has no "
             "access to its memory",

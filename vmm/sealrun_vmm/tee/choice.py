@@ -16,8 +16,6 @@ from sealrun_vmm.tee.launch import Launch, Options
 from sealrun_vmm.tee.platform import Platform
 
 AUTOMATIC: Final = (Tee.SNP, Tee.TDX)
-SWITCHES: Final = {Tee.SNP: "kvm_amd.sev_snp", Tee.TDX: "kvm_intel.tdx"}
-"""The parameters of KVM's modules that say that the kernel has it."""
 
 
 class TeeModule(Protocol):
@@ -56,7 +54,7 @@ def choose(asked: str, accepted: Collection[str], platform: Platform, options: O
         try:
             load(tee).require(platform, options)
         except HostUnfit as error:
-            if platform.kvm and platform.is_on(SWITCHES.get(tee, "")):
+            if platform.kvm and platform.is_on(tee):
                 raise  # the machine has it, and this user may not: no reason to do without
             reasons.append(str(error))
         else:

@@ -12,6 +12,7 @@ from typing import Final
 
 from sealrun_vmm import kvm
 from sealrun_vmm.errors import HostUnfit
+from sealrun_vmm.spec import Tee
 
 _KVM_CHECK_EXTENSION: Final = 0xAE03  # linux/kvm.h, with the following
 _KVM_CAP_VM_TYPES: Final = 235
@@ -38,9 +39,9 @@ class Platform:
         """Whether KVM says that it can start this type of VM."""
         return bool(self.vm_types >> vm_type & 1)
 
-    def is_on(self, parameter: str) -> bool:
-        """Whether a KVM module was loaded with this parameter set."""
-        return self.parameters.get(parameter, "").upper() in ("Y", "1")
+    def is_on(self, tee: Tee) -> bool:
+        """Whether a KVM module was loaded with the parameter set that is for this TEE."""
+        return self.parameters.get(SWITCHES.get(tee, ""), "").upper() in ("Y", "1")
 
     def require_kernel(self, oldest: tuple[int, int], tee: str) -> None:
         """Raise HostUnfit where the kernel is older than the first one that can use `tee`."""
@@ -52,7 +53,8 @@ class Platform:
 
 
 DEVICES: Final = ("/dev/sev",)
-PARAMETERS: Final = ("kvm_amd.sev_snp", "kvm_intel.tdx")
+SWITCHES: Final = {Tee.SNP: "kvm_amd.sev_snp", Tee.TDX: "kvm_intel.tdx"}
+"""The parameters of KVM's modules that say that the kernel has a TEE."""
 
 
 def probe(root: str = "") -> Platform:
@@ -61,7 +63,7 @@ def probe(root: str = "") -> Platform:
     release = _RELEASE.match(_read(f"{root}/proc/sys/kernel/osrelease"))
     values = {
         name: _read(f"{root}/sys/module/{name.replace('.', '/parameters/')}").strip()
-        for name in PARAMETERS
+        for name in SWITCHES.values()
     }
     return Platform(
         cpu_flags=frozenset(match[1].split() if match else ()),

@@ -35,7 +35,7 @@ def require(platform: Platform, _options: Options) -> None:
     platform.require_kernel(OLDEST_KERNEL, "SEV-SNP")
     if platform.kvm:
         raise HostUnfit(f"cannot use SEV-SNP: {platform.kvm}", remedy=kvm.remedy("load kvm_amd"))
-    if not platform.is_on("kvm_amd.sev_snp"):
+    if not platform.is_on(Tee.SNP):
         raise HostUnfit(
             "cannot use SEV-SNP: kvm_amd was loaded without sev_snp",
             remedy="load kvm_amd with sev_snp=1, and boot with IOMMU and without nosev",

@@ -31,7 +31,7 @@ def require(platform: Platform, _options: Options) -> None:
     platform.require_kernel(OLDEST_KERNEL, "TDX")
     if platform.kvm:
         raise HostUnfit(f"cannot use TDX: {platform.kvm}", remedy=kvm.remedy("load kvm_intel"))
-    if not platform.is_on("kvm_intel.tdx"):
+    if not platform.is_on(Tee.TDX):
         raise HostUnfit(
             "cannot use TDX: kvm_intel was loaded without tdx",
             remedy="load kvm_intel with tdx=1",
