@@ -77,6 +77,18 @@ def test_what_was_written_until_the_start_is_there_when_the_program_runs(
     starting.ok()
 
 
+def test_what_is_written_while_it_starts(
+    shim: Shim, guest: Guest, originals: dict[str, Path]
+) -> None:
+    created(shim, guest)
+    starting = shim.start()
+    message = guest.expect(messages.StartContainer)
+    originals["/etc/hosts"].write_text("second\n")
+    assert refreshed(guest) == {0: b"second\n"}
+    guest.send(messages.Done(id=message.id))
+    starting.ok()
+
+
 def test_what_is_written_while_it_runs(
     shim: Shim, guest: Guest, originals: dict[str, Path]
 ) -> None:
@@ -91,6 +103,20 @@ def test_what_is_written_while_it_runs(
     originals["/etc/resolv.conf"].write_text("fourth\n")
     assert refreshed(guest) == {1: b"fourth\n"}
     assert "hosts" in shim.log()
+
+
+def test_one_that_is_being_written_is_not_looked_at(
+    shim: Shim, guest: Guest, originals: dict[str, Path]
+) -> None:
+    """It is empty for a moment; what happens to another file meanwhile is no reason to send that."""
+    started(shim, guest)
+    with originals["/etc/resolv.conf"].open("w") as file:
+        originals["/etc/hosts"].write_text("second\n")
+        assert refreshed(guest) == {0: b"second\n"}
+        originals["/etc/hosts"].unlink()
+        assert guest.receive(0.5) is None
+        file.write("third\n")
+    assert refreshed(guest) == {1: b"third\n"}
 
 
 def test_a_guest_that_does_not_take_it_does_no_harm(

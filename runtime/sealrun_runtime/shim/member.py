@@ -215,6 +215,8 @@ class Member:
     async def start(self) -> None:
         """Raises ShimError."""
         self._container.expect(Status.CREATED)
+        if self._copies is not None:
+            self._copies.watch(lambda indexes: self._sandbox.spawn(self._try_to_refresh(indexes)))
         try:
             await self._refresh()
             await self._begin()
@@ -227,22 +229,20 @@ class Member:
         except ShimError as error:  # nobody would know that it runs
             self._sandbox.lose(self, error)
             raise
-        if self._copies is not None:
-            self._copies.watch(lambda: self._sandbox.spawn(self._try_to_refresh()))
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, indexes: frozenset[int] | None = None) -> None:
         """Bring the guest's copies of the engine's files up to date. Raises ShimError."""
-        changed = self._copies.changed() if self._copies is not None else {}
+        changed = self._copies.changed(indexes) if self._copies is not None else {}
         if changed:
             await self._sandbox.agent.request(
                 lambda number: messages.RefreshFiles(id=number, container=self.id, files=changed),
                 agent.INQUIRY_SECONDS,
             )
 
-    async def _try_to_refresh(self) -> None:
+    async def _try_to_refresh(self, indexes: frozenset[int]) -> None:
         """Nobody asked, so nobody can be told."""
         try:
-            await self._refresh()
+            await self._refresh(indexes)
         except ShimError as error:
             log.info("the guest's copies of the engine's files stay as they were: %s", error.text)
 
