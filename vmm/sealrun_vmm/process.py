@@ -67,6 +67,13 @@ def unknown() -> None:
     """Enlist nowhere."""
 
 
+def die_with(parent: int) -> None:
+    """A process that was just forked by `parent` is to be killed when that thread of it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the kernel was asked
+        os._exit(1)
+
+
 def spawn(
     command: Sequence[str],
     directory: str,
@@ -93,9 +100,7 @@ def spawn(
             os.setuid(user)
         # Of a VM's memory nothing may come to a disk because its VMM crashes.
         resource.setrlimit(resource.RLIMIT_CORE, (0, most))
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which a change of the user would take back
-        if os.getppid() != parent:  # it was gone before the kernel was asked
-            os._exit(1)
+        die_with(parent)  # which a change of the user would take back
 
     logs: list[CappedLog] = []
     try:

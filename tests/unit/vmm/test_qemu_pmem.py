@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sealrun_vmm import process
 from sealrun_vmm.errors import ChangeFailed, SpecRefused
-from sealrun_vmm.qemu.driver import PROGRAM
+from sealrun_vmm.qemu.features import PROGRAM
 from sealrun_vmm.qemu.machine import QemuMachine
 from sealrun_vmm.qemu.qmp import Qmp
 from sealrun_vmm.spec import PMEM_STEP, Accelerator, Disk, VmSpec

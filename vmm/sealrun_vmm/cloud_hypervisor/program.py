@@ -5,20 +5,21 @@ built with decides what it is given.
 """
 
 import re
-import shutil
-import subprocess
 from collections.abc import Set
 from typing import Final, NamedTuple
 
-from sealrun_vmm import process
+from sealrun_vmm import binary, process
 from sealrun_vmm.errors import HostUnfit
 
 PROGRAM: Final = "cloud-hypervisor"
 OLDEST: Final = (52, 0)  # older ones have a use after free in virtio-block (CVE-2026-45782)
 USE_QEMU: Final = "set vm.driver to qemu in sealrun.toml"
 
-_SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SECONDS: Final = 10.0  # to say its version; it takes 0.01
+_REMEDY: Final = (
+    f"install Cloud Hypervisor {OLDEST[0]} or newer, set vm.cloud_hypervisor in sealrun.toml, or "
+    f"{USE_QEMU}"
+)
+_NAME: Final = re.compile(rf"^{PROGRAM} (.+)$", re.M)
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)")
 _FEATURES: Final = re.compile(r"^Enabled features: \[([^\]]*)\]$", re.M)
 
@@ -30,41 +31,22 @@ class Build(NamedTuple):
     features: frozenset[str]
 
 
-def find(binary: str) -> str:
-    """The path of `binary`; empty: of the system's own. Raises HostUnfit."""
-    # Engines call with little or no PATH.
-    wanted = binary or PROGRAM
-    found = shutil.which(wanted, path=_SYSTEM_PATH)
-    if found is None:
-        raise HostUnfit(
-            f"cannot find {wanted}",
-            remedy=f"install Cloud Hypervisor {OLDEST[0]} or newer, set vm.cloud_hypervisor in "
-            f"sealrun.toml, or {USE_QEMU}",
-        )
-    return found
+def find(given: str) -> str:
+    """Its path; given: the operator's, empty: the system's own. Raises HostUnfit."""
+    return binary.find(given or PROGRAM, _REMEDY)
 
 
 def identify(path: str) -> Build:
     """What the program at `path` says of itself. Raises HostUnfit."""
-    try:
-        done = subprocess.run(
-            [path, "--version", "-v"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _unfit(path, f"it did not say its version in {_SECONDS:g} s") from error
-    except OSError as error:
-        raise _unfit(path, str(error.strerror)) from error
-    text = done.stdout.decode("utf-8", "replace")
-    name, _, version = text.partition("\n")[0].partition(" ")
-    if done.returncode != 0 or name != PROGRAM:
-        raise _unfit(path, f"it does not say that it is {PROGRAM}")
-    features = _FEATURES.search(text)
+    (answer,) = binary.ask(path, ("--version", "-v"), remedy=_REMEDY)
+    name = _NAME.search(answer.text)
+    failure = answer.failure()
+    if failure is not None or name is None:
+        why = failure or f"it does not say that it is {PROGRAM}"
+        raise HostUnfit(f"cannot use {path}: {why}", remedy=_REMEDY)
+    features = _FEATURES.search(answer.text)
     names = features[1].split(",") if features else []
-    return Build(version.strip(), frozenset(name.strip(' "') for name in names))
+    return Build(name[1].strip(), frozenset(name.strip(' "') for name in names))
 
 
 def require(build: Build, features: Set[str], oldest: tuple[int, int] = OLDEST) -> None:
@@ -83,11 +65,3 @@ def require(build: Build, features: Set[str], oldest: tuple[int, int] = OLDEST) 
             f"cannot use {name}: it was built without {missing}",
             remedy=f"install a Cloud Hypervisor that was built with {missing}, or {USE_QEMU}",
         )
-
-
-def _unfit(path: str, why: str) -> HostUnfit:
-    return HostUnfit(
-        f"cannot use {path}: {why}",
-        remedy=f"install Cloud Hypervisor {OLDEST[0]} or newer, set vm.cloud_hypervisor in "
-        f"sealrun.toml, or {USE_QEMU}",
-    )

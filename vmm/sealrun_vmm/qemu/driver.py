@@ -1,6 +1,5 @@
 """QEMU as a VMM: with KVM where the CPU can, else with TCG, which runs anywhere."""
 
-import shutil
 import socket
 
 from sealrun_vmm import guest, kvm, process
@@ -11,8 +10,6 @@ from sealrun_vmm.qemu.machine import LOG, QemuMachine
 from sealrun_vmm.qemu.qmp import Qmp
 from sealrun_vmm.spec import Accelerator, VmSpec
 
-PROGRAM = "qemu-system-x86_64"
-
 
 class QemuDriver:
     """Implements `sealrun_vmm.driver.Driver`. `binary`: QEMU's path; empty: the system's own."""
@@ -22,7 +19,7 @@ class QemuDriver:
 
     def check(self, spec: VmSpec) -> None:
         """Raise HostUnfit or SpecRefused where `spec` cannot be booted here."""
-        binary = self._find()
+        binary = features.find(self._binary)
         arguments(binary, spec)
         features.require(binary, spec)
         if spec.accelerator is Accelerator.KVM:
@@ -41,7 +38,7 @@ class QemuDriver:
         control, theirs = socket.socketpair()
         control.setblocking(False)
         with theirs:
-            command = arguments(self._find(), spec, theirs.fileno())
+            command = arguments(features.find(self._binary), spec, theirs.fileno())
             descriptors = [theirs.fileno(), *(nic.tap_fd for nic in spec.nics), *spec.inherited]
             try:
                 running = process.spawn(
@@ -56,16 +53,6 @@ class QemuDriver:
                 control.close()
                 raise
         return QemuMachine(running, Qmp(control), spec, directory)
-
-    def _find(self) -> str:
-        binary = self._binary or PROGRAM
-        found = shutil.which(binary, path=process.SYSTEM_PATH)
-        if found is None:
-            raise HostUnfit(
-                f"cannot find {binary}",
-                remedy="install Debian's package qemu-system-x86, or set vm.qemu in sealrun.toml",
-            )
-        return found
 
 
 def driver(binary: str = "") -> QemuDriver:

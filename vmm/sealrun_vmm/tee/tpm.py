@@ -5,12 +5,11 @@ prove to others what was booted; and it is the one kind of evidence that every m
 """
 
 import os
-import shutil
 from typing import Final
 
+from sealrun_vmm import binary
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit
-from sealrun_vmm.process import SYSTEM_PATH
 from sealrun_vmm.spec import Tee
 from sealrun_vmm.tee.launch import Launch, Options, firmware
 from sealrun_vmm.tee.platform import Platform
@@ -18,6 +17,8 @@ from sealrun_vmm.tee.platform import Platform
 DRIVERS: Final = (DriverName.QEMU, DriverName.CLOUD_HYPERVISOR)
 PROGRAM: Final = "swtpm"
 SOCKET: Final = "tpm.sock"
+_REMEDY: Final = "install Debian's package swtpm, or set vm.swtpm in sealrun.toml"
+_SAYS: Final = ("swtpm", "cmdarg-seccomp")  # its type, and the feature that is used; swtpm(8)
 
 # One file with code and an empty store of variables: every VM starts from the same.
 FIRMWARE: Final = ("/usr/share/ovmf/OVMF.fd", "/usr/share/edk2/ovmf/OVMF_CODE.fd")
@@ -30,13 +31,13 @@ def require(_platform: Platform, options: Options) -> None:
 
 def emulator(given: str = "") -> str:
     """The TPM emulator's path. Raises HostUnfit."""
-    found = shutil.which(given or PROGRAM, path=SYSTEM_PATH)
-    if found is None:
-        raise HostUnfit(
-            f"cannot find {given or PROGRAM}, the TPM emulator",
-            remedy="install Debian's package swtpm, or set vm.swtpm in sealrun.toml",
-        )
-    return found
+    path = binary.find(given or PROGRAM, _REMEDY, ", the TPM emulator")
+    (answer,) = binary.ask(path, ("socket", "--print-capabilities"), remedy=_REMEDY)
+    if (failure := answer.failure()) is not None:
+        raise HostUnfit(f"cannot use {path}: {failure}", remedy=_REMEDY)
+    if not all(f'"{word}"' in answer.text for word in _SAYS):
+        raise HostUnfit(f"cannot use {path}: it does not say that it is {PROGRAM}", remedy=_REMEDY)
+    return path
 
 
 def launch(driver: DriverName, options: Options) -> Launch:
