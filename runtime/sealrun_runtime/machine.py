@@ -5,7 +5,6 @@ and what is measured are renderings of its value. `plan` looks at this machine a
 sandbox adds to the VM (shares, networks) is added by the shim (shim/machine.py).
 """
 
-import dataclasses
 import re
 from typing import Final, NamedTuple
 
@@ -99,12 +98,11 @@ def spec_without_looking(
     driver: DriverName | None,
     accelerator: Accelerator | None,
 ) -> tuple[DriverName, VmSpec]:
-    """What a machine that has the TEE would boot by these settings, for measuring.
+    """What a machine that has the TEE would boot by these settings.
 
     tee, driver, accelerator: those of the settings where None; for `auto` of this machine.
     Raises VmmError."""
-    # Who signs quotes does not matter to what they say.
-    asked = dataclasses.replace(options(config, tenant), quote_service="")
+    asked = options(config, tenant)
     if tee is None:
         tee = choice.choose(config.tee, tenant.accepted, platform.probe(), asked)
     elif tenant.accepted and tee.value not in tenant.accepted:
@@ -128,6 +126,7 @@ def options(config: Config, tenant: Tenant) -> Options:
     return Options(
         firmware=config.vm.firmware,
         swtpm=config.vm.swtpm,
+        tpm_state=config.vm.tpm_state,
         quote_service=config.vm.quote_service,
         digest=tenant.digest,
     )

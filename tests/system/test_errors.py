@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,9 +246,30 @@ def test_the_vmm_does_not_start(
     podman: podmans.Podman,
     busybox_annotations: workloads.Annotations,
     operator_settings: Callable[[str], None],
+    tmp_path: Path,
 ) -> None:
-    operator_settings('[vm]\nqemu = "/bin/false"\n')
+    qemu = tmp_path / "qemu"
+    qemu.write_text(
+        '#!/bin/sh\ncase $1 in --version|-accel) exec qemu-system-x86_64 "$@";; esac\nexit 1\n'
+    )
+    qemu.chmod(0o755)
+    operator_settings(f'[vm]\nqemu = "{qemu}"\n')
     refused(podman, busybox_annotations, "boot: ", "qemu ended with status 1", "; ")
+
+
+def test_the_vmm_is_another_program(
+    podman: podmans.Podman,
+    busybox_annotations: workloads.Annotations,
+    operator_settings: Callable[[str], None],
+) -> None:
+    """Nothing of it is started, and `check` says the same."""
+    operator_settings('[vm]\nqemu = "/bin/true"\n')
+    line = refused(podman, busybox_annotations, "; install Debian's package qemu-system-x86")
+    finding = "cannot use /bin/true: it does not say that it is QEMU"
+    assert finding in line
+    checked = subprocess.run(["sealrun", "check"], capture_output=True, text=True, timeout=60)
+    assert f"no  a container: {finding}; install" in checked.stdout
+    assert checked.returncode == 1
 
 
 def test_the_program_does_not_exist(

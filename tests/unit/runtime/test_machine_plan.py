@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fixtures import firmware as firmwares
 from sealrun_runtime import machine
 from sealrun_runtime.machine import Tenant
 from sealrun_runtime.settings import Config, VmSettings
@@ -63,13 +64,21 @@ def image(tmp_path: Path) -> str:
 
 @pytest.fixture
 def firmware(tmp_path: Path) -> str:
+    """One for all: OVMF's own can be for SEV and TDX at once."""
     path = tmp_path / "OVMF.fd"
-    path.touch()
+    path.write_bytes(firmwares.ovmf(4, tdx=[(0, 0x4000, (1 << 32) - 0x4000, 0x4000, 0, 1)]))
     return str(path)
+
+
+@pytest.fixture
+def swtpm(tmp_path: Path) -> str:
+    says = '{ "type": "swtpm", "features": [ "tpm-2.0", "cmdarg-seccomp" ] }'
+    return program(tmp_path / "swtpm", f"#!/bin/sh\necho '{says}'\n")
 
 
 def qemu(tmp_path: Path, version: str = "10.2.0", objects: str = "sev-snp-guest\ntdx-guest") -> str:
     text = f'#!/bin/sh\ncase $1 in --version) echo "QEMU emulator version {version}";;\n'
+    text += "-accel) echo tcg kvm;;\n"
     text += f'-object) printf "{objects}\\n";; -tpmdev) echo emulator;; esac\n'
     return program(tmp_path / "qemu", text)
 
@@ -110,16 +119,20 @@ def test_the_vm_starts_the_kernel_itself_without_a_tee(image: str) -> None:
     assert (spec.firmware, spec.tpm, spec.host_data) == ("", "", b"")
 
 
-def test_a_tpm_comes_with_firmware_that_measures(image: str, firmware: str, tmp_path: Path) -> None:
-    vm = VmSettings(firmware=firmware, swtpm="/bin/true", qemu=qemu(tmp_path), accelerator="tcg")
+def test_a_tpm_comes_with_firmware_that_measures(
+    image: str, swtpm: str, firmware: str, tmp_path: Path
+) -> None:
+    vm = VmSettings(firmware=firmware, swtpm=swtpm, qemu=qemu(tmp_path), accelerator="tcg")
     plan = planned(image, vm, "tpm")
     assert plan.name is DriverName.QEMU
     assert plan.spec.kernel.endswith("/vmlinuz")
     assert (plan.spec.firmware, plan.spec.tpm) == (firmware, "tpm.sock")
 
 
-def test_a_vmm_without_firmware_starts_the_kernel_of_a_vm_with_a_tpm(image: str) -> None:
-    vm = VmSettings(swtpm="/bin/true", driver="cloud-hypervisor")
+def test_a_vmm_without_firmware_starts_the_kernel_of_a_vm_with_a_tpm(
+    image: str, swtpm: str
+) -> None:
+    vm = VmSettings(swtpm=swtpm, driver="cloud-hypervisor")
     spec = planned(image, vm, "tpm").spec
     assert spec.kernel.endswith("/vmlinux")
     assert (spec.tee, spec.firmware, spec.tpm) == (Tee.TPM, "", "tpm.sock")
@@ -131,8 +144,8 @@ def test_no_tpm_emulator(image: str) -> None:
     assert "install Debian's package swtpm" in caught.value.remedy
 
 
-def test_no_firmware(image: str) -> None:
-    vm = VmSettings(swtpm="/bin/true", firmware="/nowhere", accelerator="tcg")
+def test_no_firmware(image: str, swtpm: str) -> None:
+    vm = VmSettings(swtpm=swtpm, firmware="/nowhere", accelerator="tcg")
     with pytest.raises(HostUnfit, match="there is no /nowhere") as caught:
         planned(image, vm, "tpm")
     assert "ovmf" in caught.value.remedy
@@ -167,9 +180,11 @@ def test_auto_does_not_do_without_because_of_a_user_s_rights(image: str, here: P
         planned(image, VmSettings(), here=denied)
 
 
-def test_the_tenant_names_what_it_accepts(image: str, firmware: str, tmp_path: Path) -> None:
+def test_the_tenant_names_what_it_accepts(
+    image: str, swtpm: str, firmware: str, tmp_path: Path
+) -> None:
     vm = VmSettings(
-        firmware=firmware, qemu=qemu(tmp_path), driver="qemu", swtpm="/bin/true", quote_service=""
+        firmware=firmware, qemu=qemu(tmp_path), driver="qemu", swtpm=swtpm, quote_service=""
     )
     both = Tenant(accepted=("snp", "tdx"))
     assert planned(image, vm, tenant=both, here=TDX).spec.tee is Tee.TDX

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from sealrun_vmm import kvm
-from sealrun_vmm.driver import DriverName, MachineExit, load
-from sealrun_vmm.errors import HostUnfit, LaunchFailed, SpecRefused
+from sealrun_vmm.driver import Driver, DriverName, MachineExit, load
+from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 
 
@@ -29,14 +29,34 @@ def spec(tmp_path: Path) -> VmSpec:
     )
 
 
+QEMU = """#!/bin/sh
+case $1 in
+--version) echo 'QEMU emulator version 7.2.22'; exit ;;
+-accel) echo tcg kvm; exit ;;
+esac
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    """With a program that says that it is QEMU."""
+    return load(DriverName.QEMU, program(tmp_path))
+
+
+def program(directory: Path, script: str = "") -> str:
+    """It says that it is QEMU, and is `script` when it is to start a VM."""
+    path = directory / "qemu"
+    path.write_text(f"{QEMU}{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 def end_of(script: str, spec: VmSpec, directory: Path, *, stop: bool = False) -> MachineExit:
     """How a VM ends whose QEMU is `script`."""
-    binary = directory / "qemu"
-    binary.write_text(f"#!/bin/sh\n{script}\n")
-    binary.chmod(0o755)
+    binary = program(directory, script)
 
     async def main() -> MachineExit:
-        machine = await load(DriverName.QEMU, str(binary)).launch(spec, str(directory))
+        machine = await load(DriverName.QEMU, binary).launch(spec, str(directory))
         if stop:
             await machine.stop()
             await machine.stop()
@@ -93,35 +113,38 @@ def test_no_qemu(spec: VmSpec) -> None:
 def test_a_qemu_that_is_no_program(spec: VmSpec, tmp_path: Path) -> None:
     (tmp_path / "qemu").write_bytes(b"\x7fELF nonsense")
     (tmp_path / "qemu").chmod(0o755)
+    before = sorted(tmp_path.iterdir())
 
     async def main() -> None:
         await load(DriverName.QEMU, str(tmp_path / "qemu")).launch(spec, str(tmp_path))
 
-    with pytest.raises(LaunchFailed, match=r"cannot start .*/qemu: Exec format error"):
+    with pytest.raises(HostUnfit, match=r"cannot use .*/qemu: Exec format error"):
         asyncio.run(main())
+    assert sorted(tmp_path.iterdir()) == before, "nothing was started"
 
 
-def test_no_kernel(spec: VmSpec) -> None:
+def test_no_kernel(spec: VmSpec, driver: Driver) -> None:
     with pytest.raises(HostUnfit, match="cannot read the guest's kernel /nowhere"):
-        load(DriverName.QEMU, "/bin/true").check(dataclasses.replace(spec, kernel="/nowhere"))
+        driver.check(dataclasses.replace(spec, kernel="/nowhere"))
 
 
-def test_a_kernel_without_pvh_is_refused(spec: VmSpec) -> None:
+def test_a_kernel_without_pvh_is_refused(spec: VmSpec, driver: Driver) -> None:
     with pytest.raises(SpecRefused, match="no PVH entry point") as caught:
-        load(DriverName.QEMU, "/bin/true").check(dataclasses.replace(spec, kernel="/bin/true"))
+        driver.check(dataclasses.replace(spec, kernel="/bin/true"))
     assert "CONFIG_PVH" in caught.value.remedy
 
 
-def test_firmware_starts_a_bzimage_only(spec: VmSpec) -> None:
+def test_firmware_starts_a_bzimage_only(spec: VmSpec, driver: Driver) -> None:
     by_firmware = dataclasses.replace(spec, kernel="/bin/true", firmware="/bin/true")
     with pytest.raises(SpecRefused, match="it is no bzImage, and firmware starts no other"):
-        load(DriverName.QEMU, "/bin/true").check(by_firmware)
+        driver.check(by_firmware)
 
 
-def test_too_little_memory_is_refused_before_the_kernel_panics(spec: VmSpec) -> None:
+def test_too_little_memory_is_refused_before_the_kernel_panics(
+    spec: VmSpec, driver: Driver
+) -> None:
     with open(spec.initrd, "wb") as stream:
         stream.truncate(42 << 20)
-    driver = load(DriverName.QEMU, "/bin/true")
     driver.check(dataclasses.replace(spec, memory_mib=176))
     with pytest.raises(SpecRefused, match="in 168 MiB: it needs 176 MiB") as caught:
         driver.check(dataclasses.replace(spec, memory_mib=168))
@@ -130,15 +153,15 @@ def test_too_little_memory_is_refused_before_the_kernel_panics(spec: VmSpec) -> 
     assert "io.sealrun.memory" in caught.value.remedy
 
 
-def test_kvm_that_is_not_usable_is_refused(spec: VmSpec) -> None:
+def test_kvm_that_is_not_usable_is_refused(spec: VmSpec, driver: Driver) -> None:
     wanted = dataclasses.replace(spec, accelerator=Accelerator.KVM)
     if kvm.obstacle() is None:
-        load(DriverName.QEMU, "/bin/true").check(wanted)
+        driver.check(wanted)
     else:
         with pytest.raises(HostUnfit, match="cannot use KVM: "):
-            load(DriverName.QEMU, "/bin/true").check(wanted)
+            driver.check(wanted)
 
 
-def test_a_tee_is_refused_before_anything_starts(spec: VmSpec) -> None:
+def test_a_tee_is_refused_before_anything_starts(spec: VmSpec, driver: Driver) -> None:
     with pytest.raises(SpecRefused):
-        load(DriverName.QEMU, "/bin/true").check(dataclasses.replace(spec, tee=Tee.SNP))
+        driver.check(dataclasses.replace(spec, tee=Tee.SNP))

@@ -40,7 +40,7 @@ def program(tmp_path: Path, version: str, listed: str = "", accelerators: str = 
     ],
 )
 def test_too_old(tmp_path: Path, tee: Tee, old: str, needed: str) -> None:
-    with pytest.raises(HostUnfit, match="by QEMU .*: it is too old") as caught:
+    with pytest.raises(HostUnfit, match=r"by QEMU .*: it is too old") as caught:
         required(program(tmp_path, old), tee)
     assert f"install QEMU {needed} or newer" in caught.value.remedy
 

@@ -101,6 +101,22 @@ def parse(data: bytes) -> IgvmFile:
     return IgvmFile(tuple(pages), contexts)
 
 
+def require_snp(data: bytes) -> None:
+    """Raise CannotMeasure for what is not an IGVM file with a part for SEV-SNP.
+
+    What a VMM makes of its other headers is the VMM's to say."""
+    try:
+        platforms = [
+            _PLATFORM.unpack(content)[2]
+            for kind, content in _headers(data)
+            if kind == _TYPE_PLATFORM
+        ]
+    except struct.error as error:
+        raise _damaged("its headers are damaged") from error
+    if _SNP_PLATFORM not in platforms:
+        raise _damaged("it is not for SEV-SNP")
+
+
 def digest(file: IgvmFile, hashes: KernelHashes, cpus: int) -> bytes:
     """48 bytes. Raises CannotMeasure."""
     launch = LaunchDigest()

@@ -33,28 +33,32 @@ def digest(firmware: Ovmf, hashes: KernelHashes, cpus: int, cpu_model: str) -> b
     """48 bytes. Raises CannotMeasure."""
     if cpu_model not in SIGNATURES:
         raise CannotMeasure(f"the CPU model {cpu_model or 'of the host'} has no known signature")
+    require_hashes(firmware)
     launch = LaunchDigest()
     launch.add_normal(firmware.address, firmware.data)
-    hashed = False
     for section in firmware.sev_sections():
         if section.kind == _KERNEL_HASHES:
             launch.add(PageType.NORMAL, section.address, _page(firmware, section.address, hashes))
-            hashed = True
         elif section.kind in _PAGES:
             launch.add_range(_PAGES[section.kind], section.address, section.size)
         else:
             raise CannotMeasure(f"the firmware asks for memory of the unknown kind {section.kind}")
-    if not hashed:
-        raise CannotMeasure(
-            "the firmware does not compare kernel, initrd and command line with hashes",
-            remedy="take OVMF's build for SEV (AmdSev)",
-        )
     reset = firmware.number(SEV_RESET_BLOCK)
     for index in range(cpus):
         address = reset if index else vmsa.RESET_ADDRESS
         state = vmsa.at_reset(address, SIGNATURES[cpu_model])
         launch.add(PageType.VMSA, VMSA_ADDRESS, state)
     return launch.value
+
+
+def require_hashes(firmware: Ovmf) -> None:
+    """Raise CannotMeasure for firmware that does not compare what it boots with hashes that are measured."""
+    kinds = [section.kind for section in firmware.sev_sections()]
+    if _KERNEL_HASHES not in kinds or not firmware.number(SEV_HASH_TABLE):
+        raise CannotMeasure(
+            "the firmware does not compare kernel, initrd and command line with hashes",
+            remedy="take OVMF's build for SEV (AmdSev)",
+        )
 
 
 def _page(firmware: Ovmf, address: int, hashes: KernelHashes) -> bytes:

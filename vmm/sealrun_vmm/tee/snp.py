@@ -5,14 +5,13 @@ fw_cfg; QEMU takes OVMF in the build for SEV (AmdSev), which checks them against
 hashes that is part of the measurement.
 """
 
-import os
 from typing import Final
 
 from sealrun_vmm import kvm
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit
 from sealrun_vmm.spec import Tee
-from sealrun_vmm.tee.launch import Launch, Options, firmware
+from sealrun_vmm.tee.launch import Launch, Options
 from sealrun_vmm.tee.platform import SNP_VM, Platform
 
 DRIVERS: Final = (DriverName.CLOUD_HYPERVISOR, DriverName.QEMU)
@@ -53,19 +52,27 @@ def require(platform: Platform, _options: Options) -> None:
 
 def launch(driver: DriverName, options: Options) -> Launch:
     """A VM whose memory is encrypted, with the init-data's digest as HOST_DATA. Raises HostUnfit."""
-    what, places, remedy = (
-        ("the IGVM file for SEV-SNP", (), "set vm.firmware in sealrun.toml to one")
-        if driver is DriverName.CLOUD_HYPERVISOR
-        else (
-            "OVMF's build for SEV (AmdSev)",
-            FIRMWARE,
-            "install it, or set vm.firmware in sealrun.toml",
+    from sealrun_vmm.tee import firmware  # most VMs have none
+
+    if driver is DriverName.CLOUD_HYPERVISOR:
+        found = firmware.find(
+            options.firmware,
+            (),
+            "the IGVM file for SEV-SNP",
+            "set vm.firmware in sealrun.toml to one",
+            firmware.igvm_for_snp,
         )
-    )
-    found = firmware(options.firmware, places, what, remedy)
+    else:
+        found = firmware.find(
+            options.firmware,
+            FIRMWARE,
+            "OVMF's build for SEV (AmdSev)",
+            "install it, or set vm.firmware in sealrun.toml",
+            firmware.ovmf_for_sev,
+        )
     return Launch(
         tee=Tee.SNP,
-        firmware=os.path.abspath(found),
+        firmware=found,
         cpu_model=CPU_MODEL if driver is DriverName.QEMU else "",
         host_data=options.digest[:HOST_DATA_BYTES].ljust(HOST_DATA_BYTES, b"\0"),
     )

@@ -5,13 +5,14 @@ have does not fit the kernel's interface.
 """
 
 import os
+import stat
 from typing import Final
 
 from sealrun_vmm import kvm
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit, SpecRefused
 from sealrun_vmm.spec import Tee
-from sealrun_vmm.tee.launch import Launch, Options, firmware
+from sealrun_vmm.tee.launch import Launch, Options
 from sealrun_vmm.tee.platform import TDX_VM, Platform
 
 DRIVERS: Final = (DriverName.QEMU,)
@@ -51,20 +52,35 @@ def launch(driver: DriverName, options: Options) -> Launch:
             "switched off since v53",
             remedy="set vm.driver to qemu in sealrun.toml",
         )
-    found = firmware(
+    from sealrun_vmm.tee import firmware  # most VMs have none
+
+    found = firmware.find(
         options.firmware,
         FIRMWARE,
         "OVMF's build for TDX (IntelTdx)",
         "install it, or set vm.firmware in sealrun.toml",
+        firmware.ovmf_for_tdx,
     )
-    if options.quote_service and not os.path.exists(options.quote_service):
-        raise HostUnfit(
-            f"cannot sign TDX quotes: there is no {options.quote_service}",
-            remedy="start the TDX quote generation service, or set vm.quote_service in sealrun.toml",
-        )
+    if options.quote_service:
+        _require_quotes(options.quote_service)
     return Launch(
         tee=Tee.TDX,
-        firmware=os.path.abspath(found),
+        firmware=found,
         host_data=options.digest[:HOST_DATA_BYTES].ljust(HOST_DATA_BYTES, b"\0"),
         quote_service=options.quote_service,
     )
+
+
+def _require_quotes(path: str) -> None:
+    """Raise HostUnfit where nobody can listen."""
+    try:
+        why = "" if stat.S_ISSOCK(os.stat(path).st_mode) else f"{path} is no socket"
+    except FileNotFoundError:
+        why = f"there is no {path}"
+    except OSError as error:
+        why = f"{path}: {error.strerror}"
+    if why:
+        raise HostUnfit(
+            f"cannot sign TDX quotes: {why}",
+            remedy="start the TDX quote generation service, or set vm.quote_service in sealrun.toml",
+        )

@@ -4,14 +4,14 @@ It protects nothing from the host, which runs the emulator. Its use is where the
 prove to others what was booted; and it is the one kind of evidence that every machine can produce.
 """
 
-import os
 from typing import Final
 
 from sealrun_vmm import binary
 from sealrun_vmm.driver import DriverName
 from sealrun_vmm.errors import HostUnfit
 from sealrun_vmm.spec import Tee
-from sealrun_vmm.tee.launch import Launch, Options, firmware
+from sealrun_vmm.tee import tpm_state
+from sealrun_vmm.tee.launch import Launch, Options
 from sealrun_vmm.tee.platform import Platform
 
 DRIVERS: Final = (DriverName.QEMU, DriverName.CLOUD_HYPERVISOR)
@@ -25,8 +25,9 @@ FIRMWARE: Final = ("/usr/share/ovmf/OVMF.fd", "/usr/share/edk2/ovmf/OVMF_CODE.fd
 
 
 def require(_platform: Platform, options: Options) -> None:
-    """Raise HostUnfit where there is no emulator."""
+    """Raise HostUnfit where there is no emulator, or no place for the seeds of its keys."""
     emulator(options.swtpm)
+    tpm_state.require(options.tpm_state)
 
 
 def emulator(given: str = "") -> str:
@@ -47,10 +48,13 @@ def launch(driver: DriverName, options: Options) -> Launch:
     Raises HostUnfit."""
     if driver is DriverName.CLOUD_HYPERVISOR:
         return Launch(tee=Tee.TPM, tpm=SOCKET)
-    found = firmware(
+    from sealrun_vmm.tee import firmware  # with Cloud Hypervisor there is none
+
+    found = firmware.find(
         options.firmware,
         FIRMWARE,
         "firmware that measures what it boots",
         "install Debian's package ovmf, or set vm.firmware in sealrun.toml",
+        firmware.ovmf,
     )
-    return Launch(tee=Tee.TPM, tpm=SOCKET, firmware=os.path.abspath(found))
+    return Launch(tee=Tee.TPM, tpm=SOCKET, firmware=found)

@@ -22,7 +22,9 @@ from sealrun_vmm.process import printable
 FILE: Final = "tpm2-00.permall"  # swtpm's name for it
 _SECONDS: Final = 30.0
 _ANSWER_BYTES: Final = 4096
-_REMEDY: Final = "look whether swtpm works, or set vm.tpm_state in sealrun.toml"
+_REMEDY: Final = (
+    "look whether swtpm works, or set vm.tpm_state in sealrun.toml to a directory for it"
+)
 
 # Trusted Platform Module Library, part 2 and 3
 _SESSIONS: Final = 0x8002
@@ -50,10 +52,30 @@ def make(program: str, directory: str) -> str:
             with contextlib.suppress(FileExistsError):
                 os.link(os.path.join(place, FILE), path)
     except (OSError, subprocess.SubprocessError, struct.error) as error:
-        raise HostUnfit(
-            f"cannot make the state of a TPM in {directory}: {_words(error)}", remedy=_REMEDY
-        ) from error
+        raise _unfit(directory, _words(error)) from error
     return path
+
+
+def require(directory: str) -> None:
+    """Raise HostUnfit where `make` would find neither a state in `directory` nor a place for one."""
+    path = os.path.join(directory, FILE)
+    why = None
+    if not directory:
+        why = "vm.tpm_state is empty"
+    elif os.path.lexists(path):
+        # One without a length is what a host that lost its power may leave.
+        if not (os.path.isfile(path) and os.access(path, os.R_OK) and os.path.getsize(path)):
+            why = f"{path} is empty, or cannot be read"
+    else:
+        place = directory
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            why = f"{place} is no directory"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            why = f"{place} cannot be written"
+    if why is not None:
+        raise _unfit(directory, why)
 
 
 def copy(state: str, directory: str, user: int) -> None:
@@ -127,6 +149,10 @@ def _ask(tpm: socket.socket, tag: int, code: int, body: bytes) -> None:
     _, _, result = _HEADER.unpack_from(tpm.recv(_ANSWER_BYTES))
     if result != 0:
         raise OSError(0, f"it answers command {code:#x} with {result:#x}")
+
+
+def _unfit(directory: str, why: str) -> HostUnfit:
+    return HostUnfit(f"cannot make the state of a TPM in {directory}: {why}", remedy=_REMEDY)
 
 
 def _words(error: Exception) -> str:
