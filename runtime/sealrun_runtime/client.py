@@ -16,7 +16,9 @@ descriptors beside it:
     ps      ID                          ok {"pids": [stand-ins' host pids], "processes": [guest's]}
     stats   ID                          ok {runc's `data` of a stats event}
     attest  ID  NONCE (hex)             ok {"tee", "evidence"}
-    delete  ID  FORCE(0|1)              says `progress` at once, since the rest may take long
+    delete  ID  FORCE(0|1)
+
+To `delete`, and to the `kill` of SIGKILL, the shim says `progress` at once, since the rest may take long.
 
 The answer is any number of `progress PHASE TEXT`, then one `ok [JSON]` or `error KIND TEXT REMEDY`.
 KIND is an ErrorCode value of the protocol with the guest, or `host-unfit`, `vmm-failed`,
@@ -36,10 +38,14 @@ the hot path, and needs of sockets only what the C module has.
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET
 from _socket import socket as Socket
 
-from sealrun_runtime.errors import HostError, InvalidRequest, Reported, cause
-from sealrun_runtime.store import SOCKET, Directory
+from sealrun_runtime.errors import HostError, InvalidRequest, Reported, Silent, cause
+from sealrun_runtime.store import POD, SOCKET, Directory
 
 ANSWER_SECONDS = 60.0
+LOOK_SECONDS = 1.0  # of silence, after which it is looked whether somebody stopped the shim
+# Until a shim says that it has begun, before it is killed for standing still; in a pod others die with it.
+WORD_SECONDS = 5.0
+POD_WORD_SECONDS = 15.0
 DATAGRAM_BYTES = 192 * 1024  # a datagram has to fit into net.core.wmem_default, 208 KiB
 
 
@@ -68,14 +74,28 @@ class Connection:
     document = ""
 
     def __init__(self, directory: Directory) -> None:
-        """Raises ConnectionRefusedError or FileNotFoundError where no shim lives."""
+        """Raises ConnectionRefusedError or FileNotFoundError where no shim lives, Silent."""
+        self._directory = directory
         self._socket = Socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         try:
             self._socket.settimeout(ANSWER_SECONDS)
-            self._socket.connect(address(directory))
-        except OSError:
+            self._connect()
+        except (OSError, HostError):
             self._socket.close()
             raise
+
+    def _connect(self) -> None:
+        seconds = ANSWER_SECONDS
+        while True:
+            try:
+                self._socket.connect(address(self._directory))
+            except BlockingIOError:  # it takes nobody in, and as many wait as the kernel lets wait
+                from time import sleep
+
+                sleep(LOOK_SECONDS)
+                seconds = self._wait_on(seconds - LOOK_SECONDS)
+            else:
+                return
 
     def close(self) -> None:
         """For a `create` that was not answered yet, this calls it off."""
@@ -97,17 +117,8 @@ class Connection:
     def receive(self, seconds: float | None = ANSWER_SECONDS) -> tuple[str, str] | None:
         """The next progress as (phase, text), None for `ok`.
 
-        seconds: how long to wait, None for ever. Raises Reported, HostError."""
-        self._socket.settimeout(seconds)
-        try:
-            datagram = self._socket.recv(DATAGRAM_BYTES)
-        except TimeoutError as error:
-            raise HostError("the shim does not answer", remedy="use delete --force") from error
-        except ConnectionResetError:  # it had something to read when it was killed
-            datagram = b""
-        except OSError as error:
-            raise HostError(f"cannot hear the shim: {cause(error)}") from error
-        fields = datagram.decode("utf-8", "replace").split("\0")
+        seconds: how long to wait, None for ever. Raises Reported, HostError, Silent."""
+        fields = self._hear(seconds).decode("utf-8", "replace").split("\0")
         if fields[0] == "ok":
             self.document = (*fields[1:], "")[0]
             return None
@@ -119,6 +130,36 @@ class Connection:
             raise Reported(kind, text, remedy=remedy)
         raise HostError("the shim ended without an answer")
 
+    def _hear(self, seconds: float | None) -> bytes:
+        """The next datagram; empty where the shim has ended."""
+        remaining = float("inf") if seconds is None else seconds
+        while True:
+            step = min(remaining, LOOK_SECONDS)
+            self._socket.settimeout(step)
+            try:
+                return self._socket.recv(DATAGRAM_BYTES)
+            except TimeoutError:
+                remaining = self._wait_on(remaining - step)
+            except ConnectionResetError:  # it had something to read when it was killed
+                return b""
+            except OSError as error:
+                raise HostError(f"cannot hear the shim: {cause(error)}") from error
+
+    def _wait_on(self, seconds: float) -> float:
+        """`seconds`, where there is a point in waiting for so long. Raises Silent."""
+        from sealrun_runtime import leftovers  # costs 1 ms, and most shims answer
+
+        if pid := leftovers.stopped_shim(self._directory):
+            raise Silent("the shim is stopped", remedy=f"use kill -CONT {pid}, or delete --force")
+        if seconds <= 0:
+            raise Silent("the shim does not answer", remedy="use delete --force")
+        return seconds
+
+
+def word_seconds(directory: Directory) -> float:
+    """How long to wait for a sign of life of the shim that is to end the container."""
+    return POD_WORD_SECONDS if directory.read(POD) else WORD_SECONDS
+
 
 def ask(
     directory: Directory, *fields: str, seconds: float = ANSWER_SECONDS, first: float = 0.0
@@ -126,7 +167,7 @@ def ask(
     """One short request; the document of its answer.
 
     seconds: longer than the shim itself waits for the guest. first: until its first word, where that
-    comes sooner. Raises Reported, HostError; ConnectionRefusedError, FileNotFoundError where no shim
+    comes sooner. Raises Reported, HostError, Silent; ConnectionRefusedError, FileNotFoundError where no shim
     lives."""
     connection = Connection(directory)
     try:

@@ -271,7 +271,8 @@ class _Attempt:
             raise
         except HostError as error:
             words = shim_process.last_words(self._shim)
-            raise HostError(f"{error.text}: {words}" if words else error.text) from error
+            text = f"{error.text}: {words}" if words else error.text
+            raise HostError(text, remedy=error.remedy) from error
         connection.close()
 
     def _tell(self, phase: str, text: str) -> None:

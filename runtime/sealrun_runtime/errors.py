@@ -7,6 +7,7 @@
     ├── NotFound        no container of this id
     ├── WrongState      the container is not in a state that allows the request
     ├── HostError       this machine: a file, a process, a namespace
+    │   └── Silent      the shim: it stands still, or was stopped
     └── Reported        what the shim answered: VMM, guest, image, evidence, policy (`kind` says)
 
 A text is one line, lower case, without a full stop: "cannot <verb> <object>: <cause>". `remedy`
@@ -90,6 +91,10 @@ class WrongState(SealrunError):
 
 class HostError(SealrunError):
     """This machine lacks or refuses something."""
+
+
+class Silent(HostError):
+    """The shim stands still, or was stopped."""
 
 
 class Reported(SealrunError):

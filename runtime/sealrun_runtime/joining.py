@@ -118,7 +118,9 @@ def _ask(place: Directory, directory: Directory, listener: int) -> None:
             pass
     except HostError as error:
         words = shim_process.last_words(place)
-        raise HostError(f"{error.text}: {words}" if words else error.text) from error
+        raise HostError(
+            f"{error.text}: {words}" if words else error.text, remedy=error.remedy
+        ) from error
     finally:
         connection.close()
 

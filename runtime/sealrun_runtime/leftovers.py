@@ -14,7 +14,15 @@ from errno import EINVAL, ENOTEMPTY
 from select import POLLIN, poll
 
 from sealrun_runtime.errors import HostError, NotFound, cause
-from sealrun_runtime.store import CGROUPS, NETWORK, PROCESSES, SCOPE_MARK, Directory
+from sealrun_runtime.store import (
+    CGROUPS,
+    NETWORK,
+    POD,
+    PROCESSES,
+    SCOPE_MARK,
+    Directory,
+    open_pod,
+)
 
 SHIM_ROLE = "shim"
 STAND_IN_ROLE = "stand-in"
@@ -26,6 +34,7 @@ SCOPE_SECONDS = 3.0
 _LOOK_SECONDS = 0.05  # between two looks at processes that ought to have ended
 # Of /proc/PID/stat, proc(5).
 _PID = 1
+_STATE = 3
 _STARTTIME = 22
 
 
@@ -99,6 +108,45 @@ def find(directory: Directory, role: str) -> int:
     return wanted
 
 
+def stopped_shim(directory: Directory) -> int:
+    """The pid of the container's shim where a signal has stopped it (proc(5): T; a tracer's stop is t),
+    else 0."""
+    try:
+        process = _find_shim(directory)
+    except NotFound:
+        return 0
+    try:
+        pid = _pid_of(process)
+        return pid if _stat(str(pid))[_STATE] == b"T" else 0
+    except OSError:  # it ends
+        return 0
+    finally:
+        posix.close(process)
+
+
+def kill_shim(directory: Directory) -> None:
+    """End the container's shim, and so its VM and all that are in there. Raises HostError."""
+    try:
+        process = _find_shim(directory)
+    except NotFound:
+        return
+    try:
+        _kill([process], directory.container)
+    finally:
+        posix.close(process)
+
+
+def _find_shim(directory: Directory) -> int:
+    pod = directory.read(POD).decode()
+    if not pod:
+        return find(directory, SHIM_ROLE)
+    place = open_pod(directory.root, pod)
+    try:
+        return find(place, SHIM_ROLE)
+    finally:
+        place.close()
+
+
 def remove(directory: Directory, *, patience: float) -> bool:
     """Leave nothing of the container; whether it has poststop hooks that are this call's to run.
 
@@ -136,16 +184,21 @@ def _kill_all(directory: Directory, patience: float) -> None:
     try:
         if patience > 0:
             _wait([process for process, role in alive if role == SHIM_ROLE], patience)
-        for process in processes:
-            try:  # noqa: SIM105 - contextlib costs 4 ms
-                pidfd_send_signal(process, SIGKILL)
-            except ProcessLookupError:
-                pass
-        if not _wait(processes, KILL_SECONDS):
-            raise HostError(f"cannot kill all processes of container {directory.container}")
+        _kill(processes, directory.container)
     finally:
         for process in processes:
             posix.close(process)
+
+
+def _kill(processes: list[int], container: str) -> None:
+    """Raises HostError where one does not end."""
+    for process in processes:
+        try:  # noqa: SIM105 - contextlib costs 4 ms
+            pidfd_send_signal(process, SIGKILL)
+        except ProcessLookupError:
+            pass
+    if not _wait(processes, KILL_SECONDS):
+        raise HostError(f"cannot kill all processes of container {container}")
 
 
 def _living(directory: Directory) -> list[tuple[int, str]]:
@@ -207,15 +260,19 @@ def _has_ended(process: int) -> bool:
     """Whether there is no more of a process than its number: its memory, files, namespaces and, last but
     for those, its working directory were given back. The first one of a pid namespace keeps the number until
     all others were reaped, which is up to the parents that adopted them."""
-    info = _read(f"/proc/self/fdinfo/{process}")
-    pid = int(info.partition(b"\nPid:")[2].split(b"\n", 1)[0])  # -1: it was reaped
     try:
-        posix.readlink(f"/proc/{pid}/cwd")
+        posix.readlink(f"/proc/{_pid_of(process)}/cwd")
     except (FileNotFoundError, ProcessLookupError):  # the latter of one that is reaped meanwhile
         return True
     except PermissionError:  # of such a one, too: the next look tells
         return False
     return False
+
+
+def _pid_of(process: int) -> int:
+    """Of a pidfd; -1 where it was reaped."""
+    info = _read(f"/proc/self/fdinfo/{process}")
+    return int(info.partition(b"\nPid:")[2].split(b"\n", 1)[0])
 
 
 def _remove_cgroup(path: str) -> None:

@@ -334,9 +334,7 @@ def test_a_stand_in_that_is_killed_ends_its_container_only(podman: pods.Pod) -> 
     assert_gone(podman)
 
 
-def test_a_shim_that_hangs_does_not_hold_up_a_forced_delete(
-    podman: pods.Pod, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shim_that_was_stopped_does_not_hold_up_a_forced_delete(podman: pods.Pod) -> None:
     """The pod is lost then, with all that is in it."""
     podman.up()
     podman.run("a", "sleep 1000")

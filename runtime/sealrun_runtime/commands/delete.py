@@ -19,9 +19,6 @@ USAGE = "delete [--force] ID"
 
 OPTIONS = {"force": "force", "f": "force"}
 PATIENCE = 5.0  # seconds for a shim that said ok to be gone
-# Until a shim says that it has begun, before it is killed for standing still; in a pod others die with it.
-WORD_SECONDS = 5.0
-POD_WORD_SECONDS = 15.0
 
 
 def run(invocation: Invocation, arguments: list[str]) -> int:
@@ -49,9 +46,7 @@ def delete(
     patience, lost = 0.0, False
     try:
         request = ("delete", directory.container, "1" if force else "0")
-        first = 0.0
-        if force:
-            first = POD_WORD_SECONDS if directory.read(store.POD) else WORD_SECONDS
+        first = client.word_seconds(directory) if force else 0.0
         client.ask(directory, *request, seconds=seconds, first=first)
         patience = PATIENCE
     except (ConnectionRefusedError, FileNotFoundError) as error:

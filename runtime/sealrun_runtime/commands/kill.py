@@ -1,10 +1,18 @@
 """`sealrun kill [--all] ID [SIGNAL]`: send a signal to the container's program."""
 
 import _signal  # type: ignore[import-not-found]
+from _signal import SIGKILL
 
 from sealrun_runtime import client, store
 from sealrun_runtime.arguments import Invocation, container_id, parse
-from sealrun_runtime.errors import KIND_WRONG_STATE, NOT_RUNNING, Reported, UsageError, WrongState
+from sealrun_runtime.errors import (
+    KIND_WRONG_STATE,
+    NOT_RUNNING,
+    Reported,
+    Silent,
+    UsageError,
+    WrongState,
+)
 
 USAGE = "kill [--all] ID [SIGNAL]"
 
@@ -29,10 +37,19 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
 
 
 def send(directory: store.Directory, signal: int, *, all_processes: bool = False) -> None:
-    """Raises WrongState where the container has stopped or is not yet created, Reported."""
+    """SIGKILL ends the container whatever state its shim is in.
+
+    Raises WrongState where the container has stopped or is not yet created, Reported, HostError."""
     scope = "1" if all_processes else "0"
+    first = client.word_seconds(directory) if signal == SIGKILL else 0.0
     try:
-        client.ask(directory, "kill", directory.container, str(signal), scope)
+        client.ask(directory, "kill", directory.container, str(signal), scope, first=first)
+    except Silent:
+        if signal != SIGKILL:
+            raise
+        from sealrun_runtime import leftovers
+
+        leftovers.kill_shim(directory)
     except (ConnectionRefusedError, FileNotFoundError):
         raise WrongState(NOT_RUNNING) from None
     except Reported as error:

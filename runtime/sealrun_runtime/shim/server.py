@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from signal import SIGKILL
 from typing import Final, Protocol
 
 from sealrun_protocol import limits
@@ -110,7 +111,8 @@ class Server:
                 _send(connection, *answer)
 
     async def _request(self, connection: socket.socket, descriptors: list[int]) -> list[str] | None:
-        """The request's fields; its descriptors are added to `descriptors`. None: there was none."""
+        """The request's fields; its descriptors are added to `descriptors`. None: there was none, or
+        whoever asked has gone: was told that we stand still, and must not have it done later."""
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await self._readable(connection)
@@ -125,7 +127,9 @@ class Server:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 descriptors.extend(numbers)
-        return data.decode("utf-8", "surrogateescape").split("\0") if data else None
+        if not data or _has_gone(connection):
+            return None
+        return data.decode("utf-8", "surrogateescape").split("\0")
 
     async def _answer(
         self, connection: socket.socket, fields: list[str], descriptors: list[int]
@@ -181,6 +185,8 @@ class Server:
                 document = config.encode("utf-8", "surrogateescape")
                 return self._requests.execute(container, name, int(pid), given, document)
             case ["kill", container, signal, ("0" | "1") as everything] if signal.isdigit():
+                if int(signal) == SIGKILL:
+                    _send(connection, "progress", "kill", "")  # we do not stand still
                 return self._requests.kill(container, int(signal), everything=everything == "1")
             case ["delete", container, ("0" | "1") as force]:
                 _send(connection, "progress", "delete", "")  # we do not stand still
@@ -204,6 +210,15 @@ class Server:
             await ready
         finally:
             self._loop.remove_reader(connection.fileno())
+
+
+def _has_gone(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 async def _misuse(verb: str) -> None:

@@ -1,6 +1,7 @@
 """What fault tests share: sandboxes on the simulated hypervisor, and a look at all that they leave."""
 
 import contextlib
+import os
 import subprocess
 import time
 import uuid
@@ -23,6 +24,17 @@ def wait_until(holds: Callable[[], Any], what: str = "", seconds: float = SECOND
     while not holds():
         assert time.monotonic() < deadline, what or "it did not happen in time"
         time.sleep(0.005)
+
+
+def exit_code(pid: int) -> int:
+    """Of an orphan: it is this process's child now (remains.py), as it would be the engine's."""
+    process = os.pidfd_open(pid)
+    try:
+        os.set_blocking(process, True)
+        wait_until(lambda: os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    finally:
+        os.close(process)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @dataclass

@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 import pytest
-from component.faults.conftest import SECONDS, Host, wait_until
+from component.faults.conftest import SECONDS, Host, exit_code, wait_until
 from fixtures import oci, simulated
 from sealrun_runtime import leftovers
 
@@ -55,17 +55,6 @@ def reach(host: Host, state: str) -> None:
     if state == "paused":
         assert host.runtime("pause", host.id).ok
     assert host.sandbox.status() == state
-
-
-def exit_code(pid: int) -> int:
-    """Of an orphan: it is this process's child now (remains.py), as it would be the engine's."""
-    process = os.pidfd_open(pid)
-    try:
-        os.set_blocking(process, True)
-        wait_until(lambda: os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG | os.WNOWAIT))
-    finally:
-        os.close(process)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.parametrize(("victims", "state"), CASES)
@@ -274,7 +263,7 @@ def test_one_that_stands_still_does_not_hold_up_a_delete(host: Host, victim: str
     host.force_away()
 
 
-def test_a_shim_that_stands_still_holds_up_a_delete_for_seconds(host: Host) -> None:
+def test_a_shim_that_was_stopped_holds_up_a_delete_for_a_moment(host: Host) -> None:
     host.create()
     host.sandbox.kill("shim", signal.SIGSTOP)
     began = time.monotonic()
