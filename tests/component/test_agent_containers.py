@@ -259,11 +259,11 @@ def test_delete_meets_start_at_any_moment(host: Host) -> None:
 
 
 def test_progress_has_a_bounded_rate(host: Host) -> None:
-    number = host.ask_create("sh", image="test/wait")
     begin = time.monotonic()
-    while time.monotonic() - begin < 2.2:
+    number = host.ask_create("sh", image="test/wait")
+    for _ in range(5):
         assert isinstance(host.receive(), messages.Progress)
-    assert 3 <= sum(isinstance(m, messages.Progress) for m in host.seen) <= 6
+    assert time.monotonic() - begin >= 4 * 0.5
     host.ask(messages.DeleteContainer, container="c1")
     host.answer(number)
 

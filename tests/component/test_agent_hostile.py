@@ -1,13 +1,13 @@
 """A host that breaks the protocol: the sandbox ends with a reason, or nothing happens at all."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
-from fixtures.agent import Host, agent, config, process_config
+from fixtures.agent import SECONDS, Host, agent, config, process_config
+from fixtures.shim import wait
 from sealrun_protocol import limits, messages
 from sealrun_protocol.errors import ErrorCode
 from sealrun_protocol.messages import StreamCredit, StreamData, StreamEnd, StreamReset
@@ -368,18 +368,16 @@ def test_a_host_that_does_not_speak_zmtp(tmp_path: Path) -> None:
 
 def test_a_host_that_says_nothing_gets_nothing_and_costs_nothing(tmp_path: Path) -> None:
     with agent(tmp_path, port=True) as host:
-        time.sleep(1.0)
+        wait(lambda: host.has_begun and _idles(host, 1.0), SECONDS)  # it has come up
         with pytest.raises(BlockingIOError):
             host.port.recv(1, 0x40)  # MSG_DONTWAIT
-        used = _cpu_seconds(host)
-        time.sleep(1.0)
-        assert _cpu_seconds(host) - used < 0.05
         assert host.process.poll() is None
 
 
-def _cpu_seconds(host: Host) -> float:
-    fields = Path(f"/proc/{host.agent_pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _idles(host: Host, seconds: float) -> bool:
+    used = host.cpu_seconds()
+    time.sleep(seconds)
+    return host.cpu_seconds() - used < 0.05
 
 
 def test_an_idle_agent_does_not_spin(host: Host) -> None:
@@ -390,6 +388,4 @@ def test_an_idle_agent_does_not_spin(host: Host) -> None:
     host.start("c2")
     while len(host.output.get(20, b"")) < limits.STREAM_WINDOW_BYTES:
         host.receive()
-    used = _cpu_seconds(host)
-    time.sleep(1.5)
-    assert _cpu_seconds(host) - used < 0.05
+    wait(lambda: _idles(host, 1.5), SECONDS)  # what it was at is done

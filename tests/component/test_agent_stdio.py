@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -24,21 +23,14 @@ def test_stdout_and_stderr_are_apart_and_complete_before_the_exit(host: Host) ->
 
 
 def test_every_exit_code_and_256_cycles_without_growth(host: Host) -> None:
-    process = Path(f"/proc/{host.agent_pid}")
-    before: tuple[int, int] | None = None
     for code in range(256):
         name = f"c{code}"
         streams = {"stdin": 0, "stdout": 0, "stderr": 0}
         assert host.run("sh", "-c", f"exit {code}", container=name, **streams) == code
         assert isinstance(host.delete(name), messages.Done)
         if code == 5:  # by now everything is loaded that a cycle needs
-            time.sleep(0.1)  # the last worker ends behind its last answer
-            before = len(list((process / "fd").iterdir())), len(list((process / "task").iterdir()))
-    time.sleep(0.1)
-    assert before == (
-        len(list((process / "fd").iterdir())),
-        len(list((process / "task").iterdir())),
-    )
+            before = host.counts()
+    host.wait_counts(before)
 
 
 def test_a_killed_program_exits_with_137(host: Host) -> None:

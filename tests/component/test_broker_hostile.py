@@ -19,7 +19,9 @@ from simulators.broker import NONCE, SECRET, Order, Send, Simulator, error, http
 from simulators.broker import simulated_broker as simulated
 
 URI = "kbs:///default/key/app"
-SECONDS = 1.0
+SECONDS = 20.0  # for an exchange on a busy machine
+SHORT_SECONDS = 1.0  # where the broker is to use them up
+BUSY_SECONDS = 20.0
 COOKIE = "Set-Cookie: kbs-session-id=c0ffee"
 
 
@@ -29,14 +31,14 @@ def broker() -> Iterator[Simulator]:
         yield simulator
 
 
-def client_of(broker: Simulator, patience: float) -> KeyBroker:
+def client_of(broker: Simulator, patience: float, seconds: float = SECONDS) -> KeyBroker:
     host, port = broker.url.removeprefix("http://").split(":")
     return KeyBroker(
         Broker(broker.url, False, host, int(port), "", ""),
         SampleAttester(),
         dial_directly,
         ABSENT,
-        seconds=SECONDS,
+        seconds=seconds,
         patience=patience,
     )
 
@@ -51,8 +53,7 @@ def refused(kbs: KeyBroker) -> AttestError:
     started = time.monotonic()
     with pytest.raises(AttestError) as caught:
         kbs.resource(URI)
-    # Each of the four exchanges of the longest course has SECONDS.
-    assert time.monotonic() - started < 5 * SECONDS
+    assert time.monotonic() - started < BUSY_SECONDS
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < limits.ERROR_TEXT_BYTES
@@ -146,7 +147,7 @@ def dripping_status(send: Send, _honest: bytes) -> None:
 
 
 def silence(_send: Send, _honest: bytes) -> None:
-    time.sleep(3 * SECONDS)
+    time.sleep(3 * SHORT_SECONDS)
 
 
 def hanging_up(_send: Send, _honest: bytes) -> None:
@@ -180,11 +181,11 @@ FLOODS = [
 
 @pytest.mark.parametrize("step", ["auth", "attest", "resource"])
 @pytest.mark.parametrize(("order", "code"), FLOODS, ids=[order.__name__ for order, _ in FLOODS])
-def test_floods_and_stalls(
-    broker: Simulator, kbs: KeyBroker, step: str, order: Order, code: ErrorCode
-) -> None:
+def test_floods_and_stalls(broker: Simulator, step: str, order: Order, code: ErrorCode) -> None:
     broker.orders[step] = order
-    assert refused(kbs).code == code
+    seconds = SHORT_SECONDS if code is ErrorCode.BROKER_UNREACHABLE else SECONDS
+    with closing(client_of(broker, 0, seconds)) as kbs:
+        assert refused(kbs).code == code
 
 
 # --- wrong answers -------------------------------------------------------------------------------
@@ -305,12 +306,12 @@ def test_an_overloaded_broker_is_asked_again(broker: Simulator, step: str) -> No
 
 def test_patience_has_an_end(broker: Simulator) -> None:
     broker.orders["auth"] = raw(http(503, b""))
-    with closing(client_of(broker, patience=1.7)) as kbs:
+    with closing(client_of(broker, patience=3.0)) as kbs:  # pauses of 0.5 and 1 s, but none of 2
         started = time.monotonic()
         with pytest.raises(AttestError) as caught:
             kbs.resource(URI)
         assert caught.value.code is ErrorCode.BROKER_UNREACHABLE
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < BUSY_SECONDS
         assert broker.steps() == ["auth"] * 3
         with pytest.raises(AttestError):
             kbs.resource(URI)

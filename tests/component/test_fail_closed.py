@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.registry, pytest.mark.tpm]
 
 REQUEST_SECONDS, PATIENCE_SECONDS = 1.0, 1.0  # in place of limits.BROKER_SECONDS and its patience
 REQUESTS = 6  # the most that there are for one image; see kbs.py
-BUSY_SECONDS = 10.0  # registry and broker, on a machine that does other things besides
+BUSY_SECONDS = 20.0  # registry and broker, on a machine that does other things besides
 TPM_ONLY = '[[resource]]\npath = "default/key/*"\ntee = ["tpm"]\n'
 
 
@@ -67,7 +67,7 @@ def vm(
     tmp_path: Path, workload: Workload, real: RunningBroker, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Vm]:
     defaults = KeyBroker.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "seconds", REQUEST_SECONDS)
+    monkeypatch.setitem(defaults, "seconds", BUSY_SECONDS)
     monkeypatch.setitem(defaults, "patience", PATIENCE_SECONDS)
     with ExitStack() as stack:
         transact = stack.enter_context(tpms.emulated(tmp_path))
@@ -199,8 +199,10 @@ WITH_TPM = ("no-references", "references", "kind")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_fails_closed(vm: Vm, case: str) -> None:
+def test_fails_closed(vm: Vm, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arrange, code, cause, requests = CASES[case]
+    if case.startswith(("silent", "slow")):  # all others answer, on a busy machine after a while
+        monkeypatch.setitem(KeyBroker.__init__.__kwdefaults__, "seconds", REQUEST_SECONDS)
     policy = Policy(init_data.parse(arrange(vm)), "tpm" if case in WITH_TPM else "none")
     choice = vm.tpm if case in WITH_TPM else Choice("/nonexistent")
     choice.bind(policy.init_data)

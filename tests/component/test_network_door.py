@@ -189,7 +189,6 @@ def test_the_vm_does_not_reach_the_namespaces_loopback(place: Namespace, inside:
     ((_, nic),) = place.look().plugged
     with program(inside) as client, program(inside) as service:
         service.bind(("0.0.0.0", 5353))
-        service.settimeout(0.5)
         client.sendto(b"ping", ("10.1.1.2", 5353))
         asked = read_udp(nic.tap_fd, b"ping")
         to_peer = answer(asked, b"to the peer")
@@ -199,6 +198,7 @@ def test_the_vm_does_not_reach_the_namespaces_loopback(place: Namespace, inside:
         assert service.recv(100) == b"to the peer", "this one address it does reach"
         to_loopback = answer(asked, b"to the loopback", destination=socket.inet_aton("127.0.0.1"))
         os.write(nic.tap_fd, to_loopback[:46] + port + to_loopback[48:])
+        service.settimeout(0.5)
         with pytest.raises(TimeoutError):
             service.recv(100)
 

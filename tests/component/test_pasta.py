@@ -110,8 +110,9 @@ def ask(path: str, address: str) -> str:
     """What a server says to a client in the network namespace with this path. Debian 12's pasta loses an
     answer now and then on a busy machine, so it is asked again."""
     for _ in range(TRIES - 1):
-        with contextlib.suppress(TimeoutError):
-            return ask_once(path, address)
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            if said := ask_once(path, address):
+                return said
     return ask_once(path, address)
 
 

@@ -201,7 +201,7 @@ def test_a_vmm_that_refuses_an_update_goes_on(runtime: oci.Runtime, sandbox) -> 
     ("misbehaviour", "text"),
     [
         ("die", "cloud-hypervisor gave no answer to {call}: "),
-        ("hang", "cloud-hypervisor did not answer {call} in 2 s"),
+        ("hang", "cloud-hypervisor did not answer {call} in 4 s"),
         ("garble", "cloud-hypervisor gave no answer to {call}: an answer does not begin"),
         ("refuse", "cloud-hypervisor refused {call}: The VM could not boot: it was told to: "),
     ],
@@ -211,7 +211,7 @@ def test_a_vmm_that_fails_fails_the_create(
 ) -> None:
     runtime.annotations |= {
         "test.simulator": f"{misbehaviour}={call}",
-        "test.launch-seconds": "2",
+        "test.launch-seconds": "4",
     }
     outcome = runtime.create(make("true"), "c1")
     assert outcome.status == 1

@@ -151,7 +151,9 @@ def test_who_goes_away_before_the_program_runs(shim: Shim, guest: Guest, how: st
         request.connection._socket.shutdown(2)
     else:
         terminate(ends.stand_in.pid)
-    time.sleep(0.2)
+        ends.stand_in.wait()
+    for _ in range(3):
+        shim.kill(0).ok()  # whoever is answered came behind it
     guest.send(messages.Done(id=message.id))
     kill = guest.expect(messages.SignalContainer)
     assert (kill.process, kill.signal) == ("e1", 9)
@@ -216,7 +218,7 @@ def test_an_end_told_after_that_of_the_container_counts(shim: Shim, guest: Guest
     guest.execute()
     request.ok()
     guest.exit("c1", 0)
-    time.sleep(0.2)
+    wait(lambda: "the container ended with 0" in shim.log())
     guest.exit("c1", 5, "e1")
     assert ends.code() == 5
     assert shim.code() == 0

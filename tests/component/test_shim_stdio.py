@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.shim import Shim, alive, drain, memory_kib, wait
+from fixtures.shim import SECONDS, Shim, alive, drain, memory_kib, wait
 from sealrun_protocol import limits, messages
 from sealrun_protocol.messages import CreateContainer
 from simulators.guest import Guest
@@ -126,7 +126,7 @@ def test_kill_ends_the_wait_for_a_reader_who_does_not_read(shim: Shim, guest: Gu
     for _ in range(16):
         guest.send(messages.StreamData(stream=message.stdout, data=bytes(64 << 10)))
     guest.exit("c1", 5)
-    time.sleep(0.3)
+    wait(lambda: "the container ended with 5" in shim.log())
     assert shim.state()["status"] == "running"
     shim.kill(9).ok()
     assert shim.code() == 5
@@ -166,14 +166,19 @@ def test_stdin_waits_for_credit(shim: Shim, guest: Guest) -> None:
     message = begin(shim, guest)
     assert shim.stdio is not None
     os.set_blocking(shim.stdio.stdin, False)
-    written, deadline = 0, time.monotonic() + 1
-    while time.monotonic() < deadline:
+    written, most = (
+        0,
+        limits.STREAM_WINDOW_BYTES + (1 << 20),
+    )  # one window on its way, one pipe full
+    last = time.monotonic()
+    while time.monotonic() - last < (1 if written >= limits.STREAM_WINDOW_BYTES else SECONDS):
         try:
             written += os.write(shim.stdio.stdin, bytes(64 << 10))
+            last = time.monotonic()
+            assert written <= most
         except BlockingIOError:
             time.sleep(0.02)
-    # One window on its way, one pipe full.
-    assert limits.STREAM_WINDOW_BYTES <= written <= limits.STREAM_WINDOW_BYTES + (1 << 20)
+    assert written >= limits.STREAM_WINDOW_BYTES
     got = 0
     while got < limits.STREAM_WINDOW_BYTES:
         got += len(guest.expect(messages.StreamData).data)

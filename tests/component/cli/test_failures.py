@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.cli import World
+from fixtures.cli import SECONDS, World
 from sealrun_runtime import store
 
 pytestmark = pytest.mark.root
@@ -61,7 +61,7 @@ def test_a_create_that_is_called_off_leaves_nothing(world: World, number: signal
     with subprocess.Popen(
         world.command("create", "-b", world.bundle("hang helper"), "c1")
     ) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SECONDS
         while "vmm" not in (world.processes() if (world.root / "c1/processes").exists() else {}):
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -75,7 +75,7 @@ def test_a_create_that_is_called_off_leaves_nothing(world: World, number: signal
 
 def test_a_create_that_is_killed_leaves_what_delete_force_removes(world: World) -> None:
     with subprocess.Popen(world.command("create", "-b", world.bundle("hang"), "c1")) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SECONDS
         while "stand-in" not in (
             world.processes() if (world.root / "c1/processes").exists() else {}
         ):
@@ -133,7 +133,7 @@ def test_a_dead_shim_means_stopped(world: World) -> None:
     assert world.state()["pid"] == 0
     assert world("kill", "c1", "9").stderr == "sealrun: container not running\n"
     assert "cannot start a container that has stopped" in world("start", "c1").stderr
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SECONDS
     while os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < deadline, "the stand-in outlives the shim"
         time.sleep(0.02)

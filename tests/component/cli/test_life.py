@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.cli import World
+from fixtures.cli import SECONDS, World
 
 pytestmark = pytest.mark.root
 
@@ -79,7 +79,7 @@ def test_run_detached_leaves_a_running_container(world: World) -> None:
 
 def test_run_forwards_signals(world: World) -> None:
     with subprocess.Popen(world.command("run", "-b", world.bundle(), "c1")) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SECONDS
         while not (world.root / "c1/state.json").exists() or world.state()["status"] != "running":
             assert time.monotonic() < deadline
             time.sleep(0.02)

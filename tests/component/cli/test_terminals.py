@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.cli import World
+from fixtures.cli import SECONDS, World
 from fixtures.terminal import ConsoleSocket, Screen, Session
 
 pytestmark = pytest.mark.root
@@ -125,7 +125,7 @@ def test_who_hangs_up_on_an_exec_signals_it(world: World, console: ConsoleSocket
     _, screen = start(world, console, "report")
     screen.close()
     requests = world.root / "c1/requests"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while '["link", "signal 1"]' not in requests.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -147,7 +147,11 @@ def test_what_stays_does_not_grow(host: Host, pod: pods.Pod) -> None:
     before, memory = staying.counts(), staying.memory()
     for number in range(WARM_UP, COMINGS):
         come_and_go(pod, number)
-    wait_until(lambda: staying.counts() == before, f"{staying.counts()} after {before}")
+    # Something that was about to go, in `before`, is no more than one or two: less than a leak of each.
+    wait_until(
+        lambda: all(count <= before[name] for name, count in staying.counts().items()),
+        f"{staying.counts()} after {before}",
+    )
     grown = {role: size - memory[role] for role, size in staying.memory().items()}
     assert all(kib < GROWN_KIB for kib in grown.values()), grown
 

@@ -265,7 +265,7 @@ def test_closed_streams_leave_no_descriptor(world: World) -> None:
         for program in programs:
             os.close(program)
         worker.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert len(world.streams) == 0
 
 

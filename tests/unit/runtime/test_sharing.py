@@ -187,7 +187,7 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
             sharing.open_sources(given, sharing.plan(given, "image")),
         ):
             pass
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def writable(tree: int) -> bool:

@@ -81,8 +81,8 @@ def test_a_vm_with_a_tee_gets_no_device_after_its_start(boot) -> None:
 @pytest.mark.parametrize("misbehaviour", MISBEHAVIOURS)
 def test_it_is_lost_at_a_network_of_the_launch(boot, misbehaviour: str) -> None:
     with tap() as descriptor, pytest.raises(LaunchFailed) as caught:
-        boot(switches=f"{misbehaviour}=vm.add-net", nics=(nic(descriptor),), launch_seconds=2)
-    told = MISBEHAVIOURS[misbehaviour].format(call="vm.add-net", seconds=2)
+        boot(switches=f"{misbehaviour}=vm.add-net", nics=(nic(descriptor),), launch_seconds=4)
+    told = MISBEHAVIOURS[misbehaviour].format(call="vm.add-net", seconds=4)
     assert str(caught.value).startswith(f"cannot boot the VM: cloud-hypervisor {told}")
 
 

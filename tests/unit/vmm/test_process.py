@@ -79,7 +79,7 @@ def test_a_log_that_cannot_be_made(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(LaunchFailed, match="cannot start /bin/true: Is a directory"):
         run(tmp_path, "/bin/true")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_descriptor_that_is_given(tmp_path: Path) -> None:

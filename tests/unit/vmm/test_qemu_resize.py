@@ -49,6 +49,7 @@ class Monitor:
         self.answers: dict[str, bytes | None] = {}
         """What to say to a command instead; None: nothing. ID stands for its id."""
         self.failure, self.alive = "", False
+        self.patience = 0.05  # for the VM's end where it is expected to live
 
     async def serve(self, end: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=end)
@@ -98,10 +99,11 @@ def resize(tmp_path: Path):
                     await vm.resize(size)
             except (ChangeFailed, SpecRefused) as error:
                 monitor.failure = str(error)
-            await asyncio.sleep(0.05)
-            monitor.alive = Path(f"/proc/{vm.pid}").exists()
+            end = asyncio.ensure_future(vm.wait())
+            ended_by_itself, _ = await asyncio.wait((end,), timeout=monitor.patience)
+            monitor.alive = not ended_by_itself and Path(f"/proc/{vm.pid}").exists()
             await vm.stop()
-            ended = await vm.wait()
+            ended = await end
             serving.cancel()
             await asyncio.wait((serving,))
             theirs.close()
@@ -156,6 +158,7 @@ def test_the_guest_takes_too_little(resize, monkeypatch: pytest.MonkeyPatch) -> 
 
 def lost(resize: Callable[..., MachineExit], monitor: Monitor) -> str:
     """Why it ended, which is what the caller was told too."""
+    monitor.patience = 20.0
     ended = resize(monitor, Size(2, 1024))
     assert not monitor.alive
     assert not ended.orderly
