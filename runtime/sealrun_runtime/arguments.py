@@ -8,8 +8,12 @@ options before and after the operands, `--` to end them. Everything is given as 
 from spelling to the option's name; a trailing `=` says that it takes a value.
 """
 
+import posix
+
 from sealrun_runtime.errors import UsageError
 
+# How the log is opened; of a pipe that nobody reads, or that is full, O_NONBLOCK makes an error.
+LOG_FLAGS = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NONBLOCK
 _TRUE = ("true", "1", "t")
 _FALSE = ("false", "0", "f")
 

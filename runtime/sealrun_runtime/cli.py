@@ -5,11 +5,12 @@ where an error becomes a line of text and an exit status.
 tests/house/test_hot_path.py. Everything else is imported by the verb that needs it.
 """
 
+import errno
 import posix
 import sys
 
-from sealrun_runtime.arguments import Invocation, Parsed, parse
-from sealrun_runtime.errors import SealrunError, UsageError, describe
+from sealrun_runtime.arguments import LOG_FLAGS, Invocation, Parsed, parse
+from sealrun_runtime.errors import HostError, SealrunError, UsageError, cause, describe
 from sealrun_runtime.store import default_root
 
 FAILED = 1
@@ -99,7 +100,6 @@ def main(arguments: list[str]) -> int:
 def _dispatch(arguments: list[str], invocation: Invocation) -> int:
     parsed = _parse_global(arguments)
     invocation.debug = parsed.flag("debug")
-    invocation.log = parsed.value("log")
     log_format = parsed.value("log-format", "text")
     if log_format not in ("text", "json"):
         raise UsageError(f"invalid log format {log_format}: it is text or json")
@@ -113,6 +113,9 @@ def _dispatch(arguments: list[str], invocation: Invocation) -> int:
         verb, rest = "help", []
     elif _asks_for_help(rest[:1] if verb == "exec" else rest):
         verb, rest = "help", [verb]
+    if verb != "help" and (path := parsed.value("log")):
+        _expect_log(path)
+        invocation.log = path
     if verb in UNSUPPORTED:
         raise UsageError(f"{verb} {NO_CHECKPOINTS}")
     if verb not in VERBS:
@@ -136,6 +139,18 @@ def _parse_global(arguments: list[str]) -> Parsed:
     except UsageError as error:
         error.remedy = "see sealrun --help"
         raise
+
+
+def _expect_log(path: str) -> None:
+    """As runc, which opens it before all else, an engine that would read nothing there is told. On a
+    full disk containers can be killed and deleted nevertheless. Raises HostError."""
+    try:
+        posix.close(posix.open(path, LOG_FLAGS, 0o644))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return
+        text = f"cannot open the log {path}: {cause(error)}"
+        raise HostError(text, remedy="--log takes a file that can be written") from error
 
 
 def _asks_for_help(arguments: list[str]) -> bool:

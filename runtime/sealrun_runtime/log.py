@@ -10,9 +10,8 @@ import sys
 import time
 from _json import encode_basestring_ascii
 
-from sealrun_runtime.errors import one_line
-
-FORMATS = ("text", "json")
+from sealrun_runtime.arguments import LOG_FLAGS
+from sealrun_runtime.errors import cause, one_line
 
 
 class Log:
@@ -39,15 +38,14 @@ class Log:
     def _append(self, level: str, text: str) -> None:
         if not self._path:
             return
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC
         try:
-            file = posix.open(self._path, flags, 0o644)
+            file = posix.open(self._path, LOG_FLAGS, 0o644)
             try:
                 posix.write(file, line(self._form, level, text, time.gmtime()))
             finally:
                 posix.close(file)
         except OSError as error:  # the caller still gets it on stderr
-            sys.stderr.write(f"sealrun: cannot write {self._path}: {error.strerror}\n")
+            sys.stderr.write(f"sealrun: cannot write {self._path}: {cause(error)}\n")
 
 
 def line(form: str, level: str, text: str, moment: time.struct_time) -> bytes:

@@ -20,6 +20,11 @@ WRONG: list[tuple[list[str], str, str]] = [
     (["--root"], "option --root needs a value", "see sealrun --help"),
     (["--log-format", "lunch", "list"], "invalid log format lunch", "it is text or json"),
     *(
+        (["--log", path, *verb], f"cannot open the log {path}: {cause}", "--log takes a file")
+        for path, cause in (("/missing/log", "it does not exist"), ("/", "is a directory"))
+        for verb in (["list"], ["lunch"], ["delete", "--force", "c1"])
+    ),
+    *(
         ([verb], f"{verb} needs a container id", f"see sealrun {verb} --help")
         for verb in (
             *("create", "start", "state", "kill", "delete", "run", "exec"),
@@ -87,3 +92,33 @@ def test_wrong_for_runc_too(
     assert remedy in line
     assert os.listdir(tmp_path / "ours") == []
     assert os.listdir(world.root) == []
+
+
+def test_a_log_that_nobody_reads_keeps_nobody_waiting(world: World, tmp_path: Path) -> None:
+    """runc waits for a reader for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    done = world("--log", str(tmp_path / "pipe"), "list")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"sealrun: cannot open the log {tmp_path}/pipe: ")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert world("--log", str(tmp_path / "pipe"), "state", "c1").returncode == 1
+        assert b'container \\"c1\\" does not exist' in os.read(reader, 4096)
+    finally:
+        os.close(reader)
+
+
+def test_a_full_disk_under_the_log_keeps_nobody_from_deleting(world: World) -> None:
+    """What is not written there is said on stderr."""
+    assert world("--log", "/dev/full", "delete", "--force", "c1").returncode == 0
+    done = world("--log", "/dev/full", "state", "c1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "sealrun: cannot write /dev/full: no space left on device",
+        'sealrun: container "c1" does not exist',
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["state", "--help"]])
+def test_whoever_asks_for_help_needs_no_log(world: World, arguments: list[str]) -> None:
+    assert world("--log", "/missing/log", *arguments).returncode == 0
