@@ -21,9 +21,7 @@ from sealrun_broker.collateral import Collateral
 from sealrun_broker.errors import Refusal
 from sealrun_broker.policy import Evidence as EvidencePolicy
 from sealrun_broker.verifiers import sample, snp, tpm
-from sealrun_broker.verifiers.binding import ALGORITHMS, EvidenceInvalid, Expected, Verified
-
-KINDS = ("sample", "snp", "tdx", "tpm")
+from sealrun_broker.verifiers.binding import ALGORITHMS, KINDS, EvidenceInvalid, Expected, Verified
 
 
 class InitData(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sealrun_protocol.evidence import NONCE_BYTES, bound_to
 from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_name
@@ -15,8 +15,12 @@ from sealrun_protocol.resource_uri import ResourceNameInvalid, parse_name
 from sealrun_broker import bounds, directory
 from sealrun_broker.errors import BrokerError
 
+if TYPE_CHECKING:
+    from sealrun_broker.reference_values import References, ReferenceValues
+
 _LISTEN: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+)):([0-9]{1,5})")
 _REPORT_DATA: Final = range(32, 65)  # bytes
+_TIMES: Final = range(253_402_300_800)  # seconds, to the end of the year 9999
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -181,8 +185,22 @@ def _add_reference(options: argparse.Namespace) -> None:
             values = parse(_content(options.file, bounds.REFERENCE_BYTES))
         except (ValueError, RecursionError) as error:
             raise BrokerError(f"cannot read {options.file}: {error}") from error
-    ReferenceValues(home.references).set(values)
-    print(f"stored {', '.join(sorted(values))}")
+        if not values:
+            raise BrokerError(f"cannot read {options.file}: it holds no value")
+    references = ReferenceValues(home.references)
+    _set_references(references, values)
+
+
+def _set_references(references: "ReferenceValues", values: "References") -> None:
+    forgotten = sorted(name for name in values if values[name] == [])
+    stored = sorted(set(values).difference(forgotten))
+    for name in forgotten:
+        if name not in references.current():
+            raise BrokerError(f"cannot forget it: there is no reference value {name}")
+    references.set(values)
+    for word, names in (("stored", stored), ("forgot", forgotten)):
+        if names:
+            print(f"{word} {', '.join(names)}")
 
 
 def _policy(options: argparse.Namespace) -> None:
@@ -207,16 +225,16 @@ def _verify(options: argparse.Namespace) -> int:
 
     init_data = b"" if options.no_init_data else None
     if options.init_data is not None:
-        init_data = directory.read(options.init_data)
-        if not init_data:
-            raise BrokerError(f"cannot use {options.init_data}: it is empty")
+        init_data = _filled(options.init_data)
     references: reference_values.References = {}
     if options.reference_values is not None:
         try:
             references = reference_values.parse(directory.read(options.reference_values))
         except (ValueError, RecursionError) as error:
             raise BrokerError(f"cannot read {options.reference_values}: {error}") from error
-    rules = policy.parse(b"" if options.policy is None else directory.read(options.policy))
+    rules = policy.parse(b"" if options.policy is None else _filled(options.policy))
+    if options.time is not None and options.time not in _TIMES:
+        raise BrokerError("cannot use --time: it is not a time from 1970 to 9999")
     now = time.time() if options.time is None else options.time
     found = offline.verdict(
         offline.read(_content(options.file, bounds.BODY_BYTES)),
@@ -227,6 +245,13 @@ def _verify(options: argparse.Namespace) -> int:
     )
     print(msgspec.json.format(msgspec.json.encode(found)).decode())
     return 0 if found["accepted"] else 1
+
+
+def _filled(file: str) -> bytes:
+    content = directory.read(file)
+    if not content:
+        raise BrokerError(f"cannot use {file}: it is empty")
+    return content
 
 
 def _report_data(options: argparse.Namespace) -> bytes:
@@ -270,7 +295,9 @@ def _seal(options: argparse.Namespace) -> None:
 
 
 def _content(file: str, limit: int) -> bytes:
-    return sys.stdin.buffer.read(limit + 1) if file == "-" else directory.read(file)
+    if file == "-":
+        return directory.read_stream(sys.stdin.buffer, limit, "the standard input")
+    return directory.read(file, limit)
 
 
 def _admin_token(options: argparse.Namespace) -> None:

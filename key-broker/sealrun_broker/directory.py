@@ -14,8 +14,9 @@ audit.jsonl                what was asked and answered
 
 import contextlib
 import os
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from sealrun_broker import bounds
 from sealrun_broker.errors import BrokerError
 
 
@@ -115,13 +116,21 @@ def existing(path: str) -> Directory:
     return directory
 
 
-def read(path: str) -> bytes:
-    """A file's content. Raises BrokerError."""
+def read(path: str, limit: int = bounds.BODY_BYTES) -> bytes:
+    """A file's content. limit: bytes. Raises BrokerError."""
     try:
         with open(path, "rb") as stream:
-            return stream.read()
+            return read_stream(stream, limit, path)
     except OSError as error:
         raise BrokerError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_stream(stream: BinaryIO, limit: int, name: str) -> bytes:
+    """What is left in it. limit: bytes. name: what to call it. Raises BrokerError, OSError."""
+    content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise BrokerError(f"cannot read {name}: it is longer than {limit} bytes")
+    return content
 
 
 def write(path: str, data: bytes, mode: int = 0o600) -> None:

@@ -1,8 +1,8 @@
 """What came of a request: one line in the audit log, and one more in the counters."""
 
-from sealrun_broker.appraisal import KINDS
 from sealrun_broker.audit import Audit
 from sealrun_broker.metrics import Metrics
+from sealrun_broker.verifiers.binding import KINDS
 
 
 class Journal:

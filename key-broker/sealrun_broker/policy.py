@@ -26,9 +26,12 @@ from sealrun_protocol.resource_uri import ResourceName
 from sealrun_broker import directory
 from sealrun_broker.errors import BrokerError
 from sealrun_broker.trustworthiness import AFFIRMING
+from sealrun_broker.verifiers.binding import KINDS
 
-_PATTERN: Final = re.compile(r"[A-Za-z0-9_.*-]+/[A-Za-z0-9_.*-]+/[A-Za-z0-9_.*-]+")
+_PART: Final = r"[A-Za-z0-9_*-][A-Za-z0-9_.*-]*"  # as of names (resource_uri.py)
+_PATTERN: Final = re.compile(f"{_PART}/{_PART}/{_PART}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128}")
+_KIND: Final = re.compile("|".join(KINDS))
 _IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
@@ -125,16 +128,33 @@ def parse(text: bytes) -> Policy:
         policy = msgspec.convert(tomllib.loads(text.decode()), Policy)
     except (ValueError, RecursionError) as error:
         raise BrokerError(f"cannot read the policy: {error}") from error
+    if not policy.evidence.snp_report_versions:
+        raise BrokerError("cannot read the policy: evidence: snp_report_versions is empty")
     for number, rule in enumerate(policy.resource, 1):
-        checks = [(_PATTERN, rule.path, "repository/type/tag")]
-        checks += [(_DIGEST, digest, "a digest in hex") for digest in rule.init_data or ()]
-        checks += [(_IMAGE, image, "the digest of an image") for image in rule.images or ()]
-        for pattern, text_of_it, what in checks:
-            if not pattern.fullmatch(text_of_it):
-                raise BrokerError(
-                    f"cannot read the policy: resource {number}: {text_of_it!a} is not {what}"
-                )
+        if objection := _mistake(rule):
+            raise BrokerError(f"cannot read the policy: resource {number}: {objection}")
     return policy
+
+
+def _mistake(rule: Rule) -> str:
+    """What is wrong with a rule whose members are of the right types; empty: nothing."""
+    checks = [(_PATTERN, rule.path, "repository/type/tag")]
+    checks += [(_KIND, tee, f"one of {', '.join(KINDS)}") for tee in rule.tee or ()]
+    checks += [(_DIGEST, digest, "a digest in hex") for digest in rule.init_data or ()]
+    checks += [(_IMAGE, image, "the digest of an image") for image in rule.images or ()]
+    for pattern, text, what in checks:
+        if not pattern.fullmatch(text):
+            return f"{text!a} is not {what}"
+    lists: dict[str, Collection[object] | None] = {
+        "tee": rule.tee,
+        "init_data": rule.init_data,
+        "images": rule.images,
+        **{f"the claim {name}": good for name, good in rule.claims.items()},
+    }
+    for name, known in lists.items():
+        if known is not None and not known:
+            return f"{name} is empty, so nobody gets it"
+    return ""
 
 
 class PolicyFile:
@@ -147,11 +167,7 @@ class PolicyFile:
 
     def current(self) -> Policy:
         """Raises BrokerError where the file cannot be read."""
-        try:
-            with open(self._path, "rb") as stream:
-                text = stream.read()
-        except OSError as error:
-            raise BrokerError(f"cannot read {self._path}: {error.strerror}") from error
+        text = directory.read(self._path)
         # By content: two edits can have the same size and the same time.
         if text != self._text:
             self._policy = parse(text)
@@ -160,6 +176,8 @@ class PolicyFile:
 
     def replace(self, text: bytes) -> None:
         """Put another policy in place. Raises BrokerError; then the old one stays."""
+        if not text.strip():
+            raise BrokerError("cannot use the policy: it is empty, and would deny everything")
         parse(text)
         try:
             directory.write(self._path, text)

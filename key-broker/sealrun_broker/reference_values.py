@@ -35,6 +35,8 @@ def parse(text: bytes) -> dict[str, Value]:
     for name in values:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name[:100]!a} is not the name of a reference value")
+        if "" in listed(values, name):
+            raise ValueError(f"the value of {name} is empty")
     return values
 
 
@@ -99,6 +101,8 @@ def from_words(name: str, words: list[str]) -> Value:
     Raises BrokerError."""
     if not _NAME.fullmatch(name):
         raise BrokerError(f"{name[:100]!a} is not the name of a reference value")
+    if "" in words:
+        raise BrokerError(f"cannot store reference values: the value of {name} is empty")
     return [_scalar(word) for word in words]
 
 

@@ -56,6 +56,8 @@ def envelope(content: bytes, sealing_key: bytes, key_id: str) -> dict[str, Any]:
     Raises BrokerError."""
     if len(sealing_key) != KEY_BYTES:
         raise BrokerError(f"cannot seal: the sealing key is not {KEY_BYTES} bytes long")
+    if not content:
+        raise BrokerError("cannot seal: the content is empty")
     key, iv, wrapping_iv = AESGCM.generate_key(256), os.urandom(12), os.urandom(12)
     return {
         "version": _VERSION,
@@ -73,7 +75,9 @@ def envelope(content: bytes, sealing_key: bytes, key_id: str) -> dict[str, Any]:
 
 def placed(payload: dict[str, Any], place: str) -> dict[str, Any]:
     """The same for one place only: a variable's name, or a file's path. Other guests than sealrun's pass
-    over it."""
+    over it. Raises BrokerError."""
+    if not place:
+        raise BrokerError("cannot seal: the place is empty")
     return {**payload, "annotations": {**payload["annotations"], "io.sealrun.place": place}}
 
 

@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,6 +25,10 @@ from sealrun_broker.store import KEY_BYTES
 
 _LIFE: Final = datetime.timedelta(days=3650)
 _SKEW: Final = datetime.timedelta(days=1)  # a guest's clock may be behind
+# What resolvers take, an underscore too; international names in their ASCII form (RFC 5890).
+_LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_DNS_NAME: Final = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
+_NAME_CHARACTERS: Final = 253
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 _POLICY: Final = """\
@@ -58,13 +63,14 @@ def initialise(path: str, names: Sequence[str], store_key: str | None = None) ->
         os.makedirs(directory.path, mode=0o700, exist_ok=True)
         if os.listdir(directory.path):
             raise BrokerError(f"cannot make a broker in {path}: the directory is not empty")
+        # First: it may be elsewhere, and what fails here leaves nothing.
+        _write_store_key(store_key or directory.store_key)
         for folder in (directory.tls, directory.admins, directory.tokens, directory.resources):
             os.mkdir(folder, 0o700)
         for folder in ("", "/snp", "/snp/vcek", "/tdx"):
             os.mkdir(directory.collateral + folder, 0o700)
         _write_tls(directory, subjects)
         _write_keys(directory)
-        _write_store_key(store_key or directory.store_key)
         # Last: what has a policy is complete.
         write(directory.policy, _POLICY.encode())
     except OSError as error:
@@ -77,10 +83,9 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(name)
-    except ValueError as error:
-        raise BrokerError(f"cannot make a certificate for {name!a}: it is no name") from error
+    if not _DNS_NAME.fullmatch(name) or len(name) > _NAME_CHARACTERS:
+        raise BrokerError(f"cannot make a certificate for {name!a}: it is no name")
+    return x509.DNSName(name)
 
 
 def _write_tls(directory: Directory, subjects: list[x509.GeneralName]) -> None:
@@ -157,7 +162,10 @@ def _write_keys(directory: Directory) -> None:
 
 
 def _write_store_key(path: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BrokerError(f"cannot write {path}: {error.strerror}") from error
     with os.fdopen(fd, "wb") as stream:
         stream.write(os.urandom(KEY_BYTES))
 

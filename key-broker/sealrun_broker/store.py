@@ -67,6 +67,8 @@ class Store:
             raise BrokerError(
                 f"cannot store resource {name}: it is longer than {bounds.RESOURCE_BYTES} bytes"
             )
+        if not content:
+            raise BrokerError(f"cannot store resource {name}: it is empty")
         nonce = os.urandom(_NONCE_BYTES)
         stored = _MAGIC + nonce + self._cipher.encrypt(nonce, content, str(name).encode())
         try:

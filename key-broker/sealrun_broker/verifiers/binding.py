@@ -8,6 +8,7 @@ import hashlib
 import hmac
 from typing import Any, Final, NamedTuple
 
+KINDS: Final = ("sample", "snp", "tdx", "tpm")
 ALGORITHMS: Final = ("sha256", "sha384", "sha512")
 
 
