@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import cli, oci, simulated
+from sealrun_vmm.cloud_hypervisor.machine import STOP_SECONDS
 from simulators import openapi, simulated_guest
 from system.test_lifecycle import (  # noqa: F401 - they are collected here
     test_a_bad_id_is_refused,
@@ -191,6 +192,27 @@ def test_a_vmm_that_refuses_an_update_goes_on(runtime: oci.Runtime, sandbox) -> 
     outcome = runtime("update", "--memory", "600m", "c1")
     assert "cannot resize the VM: cloud-hypervisor refused vm.resize" in outcome.stderr
     assert runtime("start", "c1").ok
+
+
+@pytest.mark.parametrize("misbehaviour", ["die", "hang", "garble", "refuse"])
+def test_a_vmm_that_is_lost_at_its_end_does_not_hold_up_a_delete(
+    runtime: oci.Runtime, sandbox, misbehaviour: str
+) -> None:
+    sandbox(simulator=f"{misbehaviour}=vmm.shutdown")
+    assert runtime("start", "c1").ok
+    began = time.monotonic()
+    deleted = runtime("delete", "--force", "c1")
+    assert deleted.ok, deleted.stderr
+    assert time.monotonic() - began < STOP_SECONDS + SECONDS
+    assert runtime.state("c1") is None
+
+
+def test_a_vmm_that_hangs_at_its_end_takes_no_exit_code_away(runtime: oci.Runtime, sandbox) -> None:
+    sandbox("exit 7", simulator="hang=vmm.shutdown")
+    assert runtime("start", "c1").ok
+    state = runtime.wait_for("c1", "stopped", STOP_SECONDS + SECONDS)
+    assert state["annotations"]["io.sealrun.exit-code"] == "7"
+    assert runtime("delete", "c1").ok
 
 
 # --- and a create that fails because of it -------------------------------------------------------

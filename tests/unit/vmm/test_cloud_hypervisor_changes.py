@@ -86,6 +86,30 @@ def test_it_is_lost_at_a_network_of_the_launch(boot, misbehaviour: str) -> None:
     assert str(caught.value).startswith(f"cannot boot the VM: cloud-hypervisor {told}")
 
 
+def test_it_refuses_a_network_of_the_launch(boot) -> None:
+    with tap() as descriptor, pytest.raises(LaunchFailed, match=r"refused vm\.add-net: "):
+        boot(switches="refuse=vm.add-net", nics=(nic(descriptor),))
+
+
+@pytest.mark.parametrize("change", CALLS)
+def test_it_refuses_while_the_vm_runs(boot, tmp_path: Path, change: Change) -> None:
+    """The VM goes on as it was."""
+    (tmp_path / DISK.serial).touch()
+    nodes = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+    async def use(machine: CloudHypervisorMachine) -> None:
+        with pytest.raises(ChangeFailed, match=f"^cloud-hypervisor refused {CALLS[change]}: "):
+            await change(machine, descriptor)
+        await machine.api.ping()
+        await machine.stop()
+
+    try:
+        with tap() as descriptor:
+            assert boot(use, f"refuse={CALLS[change]}", disks=(), nodes=nodes).orderly
+    finally:
+        os.close(nodes)
+
+
 @pytest.mark.parametrize("misbehaviour", MISBEHAVIOURS)
 @pytest.mark.parametrize("change", CALLS)
 def test_it_is_lost_while_the_vm_runs(
