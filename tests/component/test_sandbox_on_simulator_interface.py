@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from fixtures import hypervisor_cases
+from fixtures.recording import Recording
 from sealrun_vmm.spec import Accelerator, VmSpec
+from simulators import openapi
 
 SIMULATOR = str(Path(__file__).parents[1] / "simulators/cloud_hypervisor.py")
 
@@ -27,7 +29,13 @@ def test_the_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cmdline="",
         landlock=False,
     )
-    asyncio.run(hypervisor_cases.run(SIMULATOR, tmp_path / "vmm", spec))
+    recording = Recording(SIMULATOR, tmp_path / "recording")
+    asyncio.run(hypervisor_cases.run(recording.binary, tmp_path / "vmm", spec))
+    assert recording.names() >= hypervisor_cases.CALLS
+    if openapi.SPECIFICATION is not None:
+        recording.judge(wrong_requests=True)
+        with pytest.raises(AssertionError, match=r"vm\.boot takes no body"):
+            recording.judge()
 
 
 def test_landlock_alone_is_refused_on_the_command_line() -> None:

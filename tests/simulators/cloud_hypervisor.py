@@ -91,7 +91,7 @@ class Vmm:
     def __init__(self, switches: dict[str, str], emit: Callable[..., None]) -> None:
         self.config: dict[str, Any] | None = None
         self.guest: Guest | None = None
-        self.paused = self.half_booted = self.ended = False
+        self.paused = self.half_booted = self.ended = self.failed = False
         self._cpus = self._requested = 0  # of the VM that runs; bytes of virtio-mem
         self.on_boot: Callable[[Guest], None] = lambda _guest: None
         self.on_end: Callable[[Guest], None] = lambda _guest: None
@@ -149,7 +149,7 @@ class Vmm:
         changed = {**wanted, "pmem": [*wanted.get("pmem", []), config]}
         rules.validate(changed)
         if self.guest is not None:
-            self._tree[config["id"]] = rules.open_pmem(config)
+            self._tree |= rules.open_pmem(config)
         self.config = changed
         return self._added(config)
 
@@ -164,7 +164,8 @@ class Vmm:
             kept = [one for one in wanted.get(kind, []) if one["id"] != argument["id"]]
             if len(kept) < len(wanted.get(kind, [])):
                 self.config = {**wanted, kind: kept}
-                self._tree.pop(argument["id"], None)
+                for name in (argument["id"], rules.parent_of(argument["id"])):
+                    self._tree.pop(name, None)
                 return
         raise Refusal(404, DEVICES, f"No device with id {argument['id']}")
 
@@ -175,6 +176,9 @@ class Vmm:
         if self.config is None:
             raise Refusal(404, "VM config is missing")
         rules.validate(self.config)
+        if self.config.get("platform", {}).get("sev_snp"):
+            self.ended = self.failed = True
+            rules.panic()
         self._boot(self.config)
         self._emit("vm", "booted")
 
@@ -287,7 +291,9 @@ class Vmm:
             self._tpm = rules.connect_tpm(config["tpm"]["socket"])
         for disk in config.get("disks", []):
             rules.open_disk(disk)
-        self._tree = {one["id"]: rules.open_pmem(one) for one in config.get("pmem", [])}
+        self._tree = {}
+        for one in config.get("pmem", []):
+            self._tree |= rules.open_pmem(one)
         path = config["vsock"]["socket"]
         if config.get("landlock_enable") and not os.path.dirname(path):
             raise Refusal(500, DEVICES, "Cannot create virtio-vsock backend", "Permission denied")
@@ -348,12 +354,13 @@ class Program:
             signal.signal(number, lambda _number, _frame: None)
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._signalled(wakeup))
 
-    def run(self) -> None:
-        """Until the VM and the VMM are shut down."""
+    def run(self) -> int:
+        """Until the VM and the VMM are shut down; the exit status."""
         self.emit("vmm", "starting")
         while not self._vmm.ended:
             for key, _ in self._selector.select():
                 key.data()
+        return int(self._vmm.failed)
 
     def emit(self, source: str, event: str, properties: dict[str, str] | None = None) -> None:
         """Tell the event monitor; what does not fit is lost."""
@@ -411,16 +418,12 @@ class Program:
             return Answer(400, json.dumps(["Failed to deserialize JSON", str(error)]).encode())
         try:
             openapi.check_request(request.method, name, request.body)
-            result = call(argument, request.descriptors)
-            body = b"" if result is None else json.dumps(result).encode()
-            status = 200 if body or name == "vmm.shutdown" else 204
-            openapi.check_answer(request.method, name, status, body)
-            return Answer(status, body)
-        except Refusal as refusal:
-            return _failure(refusal, name)
+            answer = _made(name, lambda: call(argument, request.descriptors))
+            openapi.check_answer(request.method, name, answer.status, answer.body)
         except openapi.Violation as violation:
             sys.stderr.write(f"simulator: {violation}\n")
             return _failure(Refusal(500, str(violation)), name)
+        return answer
 
     def _hang(self) -> None:
         return None
@@ -435,6 +438,16 @@ class Program:
 
     def _refuse(self) -> Answer:
         return _failure(Refusal(500, "it was told to", "by a test"), "vm.boot")
+
+
+def _made(name: str, call: Callable[[], Any]) -> Answer:
+    """The answer to a call."""
+    try:
+        result = call()
+    except Refusal as refusal:
+        return _failure(refusal, name)
+    body = b"" if result is None else json.dumps(result).encode()
+    return Answer(200 if body or name == "vmm.shutdown" else 204, body)
 
 
 def _failure(refusal: Refusal, name: str) -> Answer:
@@ -476,7 +489,7 @@ def main() -> None:
     )
     for descriptor in (api, events):
         os.set_inheritable(descriptor, False)
-    Program(api, events, switches).run()
+    sys.exit(Program(api, events, switches).run())
 
 
 if __name__ == "__main__":

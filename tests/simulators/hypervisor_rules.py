@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from typing import Any, NoReturn
 
 from sealrun_protocol import tpm2
@@ -16,12 +17,32 @@ _PMEM_STEP = 2 << 20
 _REQUEST = struct.Struct("16si20x")
 
 
+_PANIC = """
+thread 'vmm' (4711) panicked at vmm/src/vm.rs:1459:47:
+called `Result::unwrap()` on an `Err` value: VmCreate(Invalid argument (os error 22)
+
+Stack backtrace:
+   0: <unknown>
+note: Some details are omitted, run with `RUST_BACKTRACE=full` for a verbose backtrace.
+cloud-hypervisor:   0.353456s: <main> ERROR:cloud-hypervisor/src/lib.rs:24 -- Fatal error: ThreadJoin(Any { .. })
+Error: Cloud Hypervisor exited with the following error:
+  Failed to join on VMM thread: Any { .. }
+"""
+
+
 class Refusal(Exception):
     """status, then the chain of causes below "Error from API"."""
 
     def __init__(self, status: int, *causes: str) -> None:
         super().__init__(*causes)
         self.status, self.causes = status, list(causes)
+
+
+def panic() -> NoReturn:
+    """What is left of a program whose KVM makes no VM with SEV-SNP: its words, and an answer. Raises Refusal."""
+    sys.stderr.write(_PANIC)
+    sys.stderr.flush()
+    raise Refusal(500, "API response receive error", "receiving on a closed channel")
 
 
 def resized_cpus(config: dict[str, int], wanted: int) -> int:
@@ -76,7 +97,7 @@ def open_disk(config: dict[str, Any]) -> None:
 
 
 def open_pmem(config: dict[str, Any]) -> dict[str, Any]:
-    """Open persistent memory as it would be; its node in the tree of devices. The address says the number
+    """Open persistent memory as it would be; its nodes in the tree of devices. The address says the number
     of a block device, which the simulated guest asks for. Raises Refusal."""
     try:
         descriptor = os.open(config["file"], os.O_RDWR)
@@ -90,7 +111,16 @@ def open_pmem(config: dict[str, Any]) -> dict[str, Any]:
         raise Refusal(500, DEVICES, "Trying to use a size that is not multiple of 2MiB")
     base = (about.st_rdev or about.st_ino) * _PMEM_STEP
     memory = {"MmioAddressRange": {"base": base, "size": size}}
-    return {"id": config["id"], "resources": [memory], "children": []}
+    name, parent = config["id"], parent_of(config["id"])
+    return {
+        name: {"id": name, "resources": [memory], "parent": parent, "children": []},
+        parent: {"id": parent, "resources": [], "children": [name], "pci_bdf": "0000:00:08.0"},
+    }
+
+
+def parent_of(name: str) -> str:
+    """The PCI device of a device."""
+    return f"_virtio-pci-{name}"
 
 
 def number_at(address: int) -> tuple[int, int]:

@@ -20,11 +20,13 @@ from fixtures import hypervisor_cases, netns, oci
 from fixtures import workload as workloads
 from fixtures.loop import Loop
 from fixtures.outer_machine import PERSISTENT, OuterMachine
+from fixtures.recording import Recording
 from sealrun_vmm import assets, cmdline, kvm
 from sealrun_vmm.cloud_hypervisor import landlock
 from sealrun_vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from sealrun_vmm.driver import MachineExit
 from sealrun_vmm.spec import Accelerator, VmSpec
+from simulators import openapi
 from system import test_block_devices
 from system.test_block_devices import (  # noqa: F401 - they are collected here
     disks,
@@ -51,6 +53,7 @@ from system.test_lifecycle import (  # noqa: F401 - they are collected here
     test_run_passes_stdio_and_the_exit_code,
     wait_for_output,
 )
+from system.test_tee_cloud_hypervisor import test_how_far_snp_gets  # noqa: F401 - the same
 from system.test_vm_life import (  # noqa: F401 - they are collected here
     SETTINGS,
     test_a_paused_container_whose_vmm_is_killed,
@@ -116,10 +119,19 @@ def in_a_machine(directory: Path, kernels: str, choice: str) -> str:
 
 
 @pytest.fixture
-def settings(operator_settings: Callable[[str], None]) -> None:
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    """Cloud Hypervisor; what was said to it, and what it answered, is put to its OpenAPI description."""
+    assert BINARY is not None
+    recording = Recording(BINARY, tmp_path / "recording")
+    yield recording
+    recording.judge()
+
+
+@pytest.fixture
+def settings(recording: Recording, operator_settings: Callable[[str], None]) -> None:
     """The driver is chosen by configuration alone."""
     bare = str(landlock.obstacle() is not None).lower()
-    driver = f'driver = "cloud-hypervisor"\ncloud_hypervisor = "{BINARY}"\n'
+    driver = f'driver = "cloud-hypervisor"\ncloud_hypervisor = "{recording.binary}"\n'
     operator_settings(f"{SETTINGS}{driver}insecure_no_landlock = {bare}\n")
 
 
@@ -158,16 +170,28 @@ def spec() -> VmSpec:
 def test_the_interface(spec: VmSpec, tmp_path: Path) -> None:
     """It is what the simulator stands for."""
     assert BINARY is not None
-    asyncio.run(hypervisor_cases.run(BINARY, tmp_path, spec))
+    recording = Recording(BINARY, tmp_path / "recording")
+    (tmp_path / "vmm").mkdir()
+    asyncio.run(hypervisor_cases.run(recording.binary, tmp_path / "vmm", spec))
+    assert recording.names() >= hypervisor_cases.CALLS
+    recording.judge(wrong_requests=True)
 
 
-def test_a_guest_that_panics_is_not_booted_again(spec: VmSpec, tmp_path: Path) -> None:
-    assert BINARY is not None
+def test_what_is_said_is_judged() -> None:
+    if openapi.SPECIFICATION is None:
+        pytest.skip("../shared/reference has no OpenAPI description: nothing was judged here")
+    with pytest.raises(openapi.Violation):
+        openapi.check_answer("PUT", "vm.create", 204, b"{}")
+
+
+def test_a_guest_that_panics_is_not_booted_again(
+    spec: VmSpec, recording: Recording, tmp_path: Path
+) -> None:
     (tmp_path / "cut").write_bytes(Path(spec.initrd).read_bytes()[: 8 << 20])
     broken = dataclasses.replace(spec, initrd=str(tmp_path / "cut"))
 
     async def end() -> MachineExit:
-        machine = await CloudHypervisorDriver(BINARY or "").launch(broken, str(tmp_path))
+        machine = await CloudHypervisorDriver(recording.binary).launch(broken, str(tmp_path))
         return await asyncio.wait_for(machine.wait(), hypervisor_cases.SECONDS)
 
     ended = asyncio.run(end())
@@ -177,19 +201,21 @@ def test_a_guest_that_panics_is_not_booted_again(spec: VmSpec, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("confined", [True, False])
-def test_landlock_keeps_it_to_its_files(spec: VmSpec, tmp_path: Path, confined: bool) -> None:
+def test_landlock_keeps_it_to_its_files(
+    spec: VmSpec, recording: Recording, tmp_path: Path, confined: bool
+) -> None:
     if confined and (obstacle := landlock.obstacle()) is not None:
         pytest.skip(f"Landlock cannot be used here: {obstacle}")
-    assert BINARY is not None
-    asyncio.run(
-        hypervisor_cases.reach_out(
-            BINARY, tmp_path, dataclasses.replace(spec, landlock=confined), refused=confined
-        )
-    )
+    changed = dataclasses.replace(spec, landlock=confined)
+    reaching = hypervisor_cases.reach_out(recording.binary, tmp_path, changed, refused=confined)
+    asyncio.run(reaching)
 
 
-def test_the_state_names_it(runtime: oci.Runtime, make) -> None:
+def test_the_state_names_it(runtime: oci.Runtime, recording: Recording, make) -> None:
     assert runtime.create(make("sleep 1000"), "c1").ok
+    (said,) = recording.lives()
+    booted = [("vmm.ping", 200), ("vm.create", 204), ("vm.boot", 204)]
+    assert [(exchange.name, exchange.status) for exchange in said] == booted
     state = runtime.state("c1")
     assert state is not None
     assert state["annotations"]["io.sealrun.vmm"] == "cloud-hypervisor/kvm"
@@ -267,12 +293,16 @@ def _wait(holds: Callable[[], bool]) -> None:
 
 
 def test_its_tpm_is_the_guests(
-    operator_settings: Callable[[str], None], runtime: oci.Runtime, make, tmp_path: Path
+    operator_settings: Callable[[str], None],
+    recording: Recording,
+    runtime: oci.Runtime,
+    make,
+    tmp_path: Path,
 ) -> None:
     """The emulator's TPM is the guest's, who finds measured what was booted, and quotes it."""
     bare = str(landlock.obstacle() is not None).lower()
     operator_settings(
-        f'tee = "tpm"\n{SETTINGS}driver = "cloud-hypervisor"\ncloud_hypervisor = "{BINARY}"\n'
+        f'tee = "tpm"\n{SETTINGS}driver = "cloud-hypervisor"\ncloud_hypervisor = "{recording.binary}"\n'
         f'insecure_no_landlock = {bare}\ntpm_state = "{tmp_path}/seeds"\n'
     )
     pcrs = "/sys/class/tpm/tpm0/pcr-sha256"

@@ -55,6 +55,26 @@ def test_stopped_while_it_hangs(boot) -> None:
     assert boot(use).reason == "the VM was stopped"
 
 
+@pytest.mark.parametrize(
+    ("misbehaviour", "patience"),
+    [("die", SECONDS), ("garble", SECONDS), ("refuse", SECONDS), ("hang", 0.5)],
+)
+def test_it_is_lost_when_it_is_stopped(
+    boot, misbehaviour: str, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed: at once, or when its time is over."""
+    monkeypatch.setattr(machines, "STOP_SECONDS", patience)
+
+    async def use(machine: CloudHypervisorMachine) -> None:
+        started = time.monotonic()
+        await machine.stop()
+        lasted = time.monotonic() - started
+        assert patience <= lasted < patience + BUSY if misbehaviour == "hang" else lasted < patience
+
+    ended = boot(use, f"{misbehaviour}=vmm.shutdown")
+    assert ended == MachineExit(orderly=True, reason="the VM was stopped")
+
+
 def test_the_guest_powers_off(boot) -> None:
     async def use(machine: CloudHypervisorMachine) -> None:
         children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text()
@@ -162,6 +182,14 @@ def test_it_refuses(boot, call: str) -> None:
     )
 
 
+def test_it_refuses_and_does_not_end_then(boot) -> None:
+    """What it said first is told, and the wait for its end is bounded."""
+    started = time.monotonic()
+    with pytest.raises(LaunchFailed, match=r"refused vm\.boot: .*it was told to: by a test$"):
+        boot(switches="refuse=vm.boot hang=vmm.shutdown")
+    assert time.monotonic() - started < STOP_SECONDS + SECONDS
+
+
 def test_it_ends_at_once(spec: VmSpec, directory: str, tmp_path: Path) -> None:
     binary = tmp_path / "cloud-hypervisor"
     binary.write_text(
@@ -174,6 +202,18 @@ def test_it_ends_at_once(spec: VmSpec, directory: str, tmp_path: Path) -> None:
     with pytest.raises(LaunchFailed, match=r"its log ends with: Error: cannot create hypervisor$"):
         asyncio.run(driver.launch(dataclasses.replace(spec, landlock=False), directory))
     assert time.monotonic() - started < BUSY
+
+
+def test_it_panics_over_a_kvm_without_snp(boot, tmp_path: Path) -> None:
+    """Its own words for that are the first thing it says; what it says last is of no use."""
+    (tmp_path / "igvm").touch()
+    with pytest.raises(LaunchFailed) as caught:
+        boot(tee=Tee.SNP, firmware=str(tmp_path / "igvm"), host_data=bytes(32))
+    assert str(caught.value) == (
+        "cannot boot the VM: cloud-hypervisor refused vm.boot: The VM could not boot: API response receive error: "
+        "receiving on a closed channel; its log ends with: thread 'vmm' (4711) panicked at vmm/src/vm.rs:1459:47: "
+        "called `Result::unwrap()` on an `Err` value: VmCreate(Invalid argument (os error 22)"
+    )
 
 
 def test_a_disk_that_is_missing(boot) -> None:

@@ -8,6 +8,7 @@ is lost then, so that counts as the end, and the VMM is killed before the guest 
 import asyncio
 import os
 from collections.abc import Awaitable
+from itertools import pairwise
 from typing import Final, TypeVar
 
 from sealrun_vmm import growth, guest, process
@@ -25,6 +26,7 @@ STOP_SECONDS: Final = 2.0  # that an orderly end may take
 ANSWER_SECONDS: Final = 10.0  # for a call while the guest runs
 
 _ERROR_MARK: Final = " ERROR:"
+_PANIC_MARK: Final = " panicked at "
 _MIB: Final = 1 << 20
 _Result = TypeVar("_Result")
 
@@ -132,9 +134,12 @@ class CloudHypervisorMachine:
         return await self._ask(self.api.address(serial))
 
     def last_words(self) -> str:
-        """The line of the VMM's log that best tells why it ended: the last one about an error, else
-        the last."""
+        """The line of the VMM's log that best tells why it ended: of its first panic, else the last one about
+        an error, else the last."""
         lines = process.tail(self._log)
+        for line, cause in pairwise(lines):  # what was wrong stands below where it was found
+            if _PANIC_MARK in line:
+                return f"{line} {cause}"
         errors = [line for line in lines if "error" in line.lower()]
         return (errors or lines or [""])[-1]
 
