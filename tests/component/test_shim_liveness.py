@@ -40,6 +40,7 @@ def test_a_guest_that_answers_lives(tmp_path: Path) -> None:
 def test_a_guest_that_falls_silent_is_ended(tmp_path: Path) -> None:
     with started(tmp_path) as (shim, guest):
         guest.alive = False
+        guest.send(messages.Done(id=guest.expect(messages.Ping).id))
         begun = time.monotonic()
         assert shim.stdio is not None
         assert shim.stdio.code() == 137

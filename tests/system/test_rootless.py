@@ -3,8 +3,10 @@
 runc runs the same where it can: what it does is what a user expects.
 """
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -226,17 +228,25 @@ def test_the_users_own_list(user: rootless.User) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+    """None of those that the kernel gives to whoever connects: nobody takes it meanwhile."""
+    while True:
+        number = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", number))
+            return number
 
 
 def ask(port: int) -> bytes:
     """A file of the service that is published at the port."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/passwd", timeout=60) as answer:
-        content: bytes = answer.read()
-        return content
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/passwd", timeout=60) as answer:
+                content: bytes = answer.read()
+                return content
+        except OSError:  # it says that it is ready before it listens
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 def wait_for_log(podman: podmans.Podman, container: str, text: bytes) -> None:

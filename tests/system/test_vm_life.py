@@ -155,7 +155,8 @@ def test_a_vm_that_was_frozen_catches_up_and_one_that_hangs_is_ended(
         with contextlib.suppress(ProcessLookupError):  # a program of the script's that has ended
             os.kill(pid, signal.SIGSTOP)
     assert ended(runtime) == f"the VM hangs: it did not answer for {SILENCE} s"
-    assert SILENCE <= time.monotonic() - began < 2 * SILENCE + BUSY
+    # It may have been asked a moment before.
+    assert SILENCE - 1 <= time.monotonic() - began < 2 * SILENCE + BUSY
 
 
 def test_a_vm_that_hangs_does_not_hold_up_a_delete(runtime: oci.Runtime, make) -> None:

@@ -187,8 +187,8 @@ def test_events_until_the_end(world: World, interval: str) -> None:
             first += [process.stdout.readline() for _ in range(3)]
         started = time.monotonic()
         ok(world, "kill", "c1", "9")
-        rest, _ = process.communicate(timeout=20)
-    assert time.monotonic() - started < 5
+        rest, _ = process.communicate(timeout=60)
+    assert time.monotonic() - started < 30
     assert process.returncode == 0
     kinds = [one["type"] for one in events("".join(first) + rest)]
     assert kinds[:2] == ["stats", "oom"]

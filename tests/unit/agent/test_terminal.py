@@ -115,7 +115,7 @@ def test_the_end_while_nobody_has_it_open_is_seen_at_once(world: World) -> None:
     world.terminal.output.finish()
     begin = time.monotonic()
     world.turn(lambda: world.ended == 1)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 1.5  # less than silence is waited for
     assert world.shown == b"last words"
 
 

@@ -306,10 +306,10 @@ def test_refused_with_one_line_that_names_the_place(text: bytes, said: str) -> N
 
 
 def test_a_key_of_many_parts_costs_no_time() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InitDataInvalid, match="more than 1000 dots"):
         parse(b"a." * (limits.INIT_DATA_BYTES // 2 - 2) + b"a=1")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 # --- the annotation ------------------------------------------------------------------------------
@@ -367,10 +367,10 @@ def test_kata_s_form_with_a_file_name_and_a_time() -> None:
 def test_a_bomb_is_not_unpacked() -> None:
     bomb = base64.b64encode(gzip.compress(bytes(500 * limits.MIB), 9)).decode()
     assert len(bomb) < limits.INIT_DATA_BYTES, "only what it unpacks to is too long"
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InitDataInvalid, match="longer than"):
         decode_annotation(bomb)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_the_largest_text_is_accepted_and_the_next_is_not() -> None:

@@ -105,6 +105,7 @@ def test_one_that_hangs(
 ) -> None:
     monkeypatch.setattr(binary, "SECONDS", 0.3)
     pids = tmp_path / "pids"
+    pids.touch()  # on a busy machine the program may not come to say its own in that time
     path = script(tmp_path, f"#!/bin/sh\n{text.format(pids=pids)}\n")
     open_before = len(os.listdir("/proc/self/fd"))
     started = time.monotonic()
@@ -113,7 +114,7 @@ def test_one_that_hangs(
     while any(lives(int(pid)) for pid in pids.read_text().split()):
         assert time.monotonic() - started < BUSY, "it was left behind"
         time.sleep(0.01)
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
     # Once is enough for all that ask.
     monkeypatch.setattr(binary, "SECONDS", 1000.0)
     refused(setting, path)
