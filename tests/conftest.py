@@ -16,8 +16,11 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from simulators.registry import Simulator
 
-# Several processes share the cores: how long an example takes says nothing.
-settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Several processes share the cores: how long an example takes says nothing. The suite has the same examples
+# each time, so that whom it fails is whoever changed something; --hypothesis-profile=search has others.
+_WHATEVER_IT_TAKES = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("suite", derandomize=True, **_WHATEVER_IT_TAKES)
+settings.register_profile("search", print_blob=True, **_WHATEVER_IT_TAKES)
 settings.load_profile("suite")
 
 STATE_ROOT = Path("/run/sealrun")

@@ -396,9 +396,10 @@ def test_unknown_images(plain_registry: Registry, puller: Puller, layout: Path) 
 
 
 def test_nobody_listens(puller: Puller) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    error = puller.refused(f"{address}/a:1", ImagePolicy((address,)))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and kept, so that nobody else takes it
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        error = puller.refused(f"{address}/a:1", ImagePolicy((address,)))
     assert error.code is ErrorCode.REGISTRY_UNREACHABLE
     assert address in str(error)
 

@@ -426,7 +426,7 @@ def test_what_the_broker_says_passes_through(puller: Puller, simulator: Simulato
 def test_a_slow_drip_is_ended(
     puller: Puller, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(limits, "HTTP_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "HTTP_SECONDS", 1.0)
     monkeypatch.setattr(retry, "ATTEMPTS", 1)
     reference = simulator.publish([TAR])
     if what == "/token":
