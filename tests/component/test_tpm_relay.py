@@ -156,7 +156,7 @@ def test_nonsense_ends_it(started: Started, size: int) -> None:
     vmm.data.sendall(struct.pack(">HII", 0x8001, size, 0x143))
     assert vmm.data.recv(1) == b""
     assert relay.emulator.wait(SECONDS) is not None
-    assert relay.failures == [f"a command or an answer of a TPM has {size} bytes"]
+    assert relay.failures == [f"failed: a command or an answer of a TPM has {size} bytes"]
     vmm.close()
 
 
@@ -173,12 +173,53 @@ def test_it_ends_with_the_emulator(started: Started, connected: bool) -> None:
     relay = started()
     vmm = Vmm(relay.path) if connected else None
     relay.emulator.kill()
+    relay.emulator.wait()
     if vmm is not None:
         assert vmm.control.recv(1) == b""
         assert vmm.data.recv(1) == b""
         vmm.close()
     wait_for(lambda: not connects(relay.path))
+    assert relay.failures == ["ended"]
+
+
+def test_an_emulator_that_hangs(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the VMM waits for, it is let go in time, and the emulator is blamed."""
+    monkeypatch.setattr(tpm_relay, "ANSWER_SECONDS", 0.5)
+    relay = started()
+    os.kill(relay.emulator.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(OSError, match="control channel"):
+        Vmm(relay.path)
+    assert time.monotonic() - begun < SECONDS
+    wait_for(lambda: relay.failures != [])
+    assert relay.failures == ["did not answer within 0.5 s"]
+
+
+def test_an_emulator_that_hangs_at_a_reset(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command of the guest's may take long, and is to be sent again until then."""
+    relay = started()
+    vmm = Vmm(relay.path)
+    monkeypatch.setattr(tpm_relay, "ANSWER_SECONDS", 0.5)
+    os.kill(relay.emulator.pid, signal.SIGSTOP)
+    for _ in range(3):
+        assert vmm.transact(tpm2.self_test()) == tpm2.AGAIN
     assert relay.failures == []
+    with pytest.raises(OSError, match="control channel"):
+        vmm.reset()
+    wait_for(lambda: relay.failures != [])
+    assert relay.failures == ["did not answer within 0.5 s"]
+    vmm.close()
+
+
+def test_a_state_that_is_damaged(started: Started, tmp_path: Path) -> None:
+    (tmp_path / "tpm2-00.permall").write_bytes(bytes(1000))
+    relay = started()
+    with pytest.raises(OSError, match="control channel"):
+        Vmm(relay.path)
+    wait_for(lambda: relay.failures != [])
+    assert relay.failures == ["cannot be switched on (result 00000101)"]
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
@@ -203,4 +244,4 @@ def test_what_cannot_be_measured_is_not_booted(started: Started) -> None:
 
     relay = started(measure)
     wait_for(lambda: not connects(relay.path))
-    assert relay.failures == ["[Errno 2] No such file or directory: '/nowhere/kernel'"]
+    assert relay.failures == ["failed: /nowhere/kernel: No such file or directory"]

@@ -6,7 +6,7 @@ does (cloud_hypervisor.py) and boots the real agent in namespaces.
 
 Everything comes in as Python arguments, which no configuration reaches: the program's path, and that
 KVM is there. The container's annotation `test.simulator` holds the simulator's switches, and
-`test.launch-seconds` how long a launch may take.
+`test.launch-seconds` how long a launch may take, `test.tpm-seconds` a TPM emulator's answer.
 """
 
 import os
@@ -20,13 +20,14 @@ sys.path.append(str(_ROOT / f"build/venv/lib/{_VERSION}/site-packages"))
 
 from sealrun_runtime.handover import Handover  # noqa: E402
 from sealrun_runtime.shim import machine  # noqa: E402
+from sealrun_runtime.shim import tpm as emulator  # noqa: E402
 from sealrun_runtime.shim.main import main  # noqa: E402
 from sealrun_vmm import assets  # noqa: E402
 from sealrun_vmm.cloud_hypervisor import landlock  # noqa: E402
 from sealrun_vmm.cloud_hypervisor.driver import LAUNCH_SECONDS, CloudHypervisorDriver  # noqa: E402
 from sealrun_vmm.driver import DriverName  # noqa: E402
 from sealrun_vmm.spec import Accelerator, Tee  # noqa: E402
-from sealrun_vmm.tee import tpm  # noqa: E402
+from sealrun_vmm.tee import tpm, tpm_relay  # noqa: E402
 from sealrun_vmm.tee.launch import Launch  # noqa: E402
 
 SIMULATOR = str(_ROOT / "tests/simulators/cloud_hypervisor.py")
@@ -36,6 +37,8 @@ def plan(handover: Handover) -> machine.Plan:
     """What the shim boots."""
     annotations = handover.container.annotations
     os.environ["SIMULATOR"] = annotations.get("test.simulator", "")
+    if seconds := annotations.get("test.tpm-seconds"):
+        emulator.ANSWER_SECONDS = tpm_relay.ANSWER_SECONDS = float(seconds)
     driver = CloudHypervisorDriver(
         SIMULATOR,
         kvm_obstacle=lambda: None,

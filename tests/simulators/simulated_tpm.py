@@ -22,11 +22,15 @@ class Tpm:
         self.control.connect(path)
         self.data, theirs = socket.socketpair()
         self.data.settimeout(seconds)
-        with theirs:
-            socket.send_fds(self.control, [struct.pack(">I", SET_DATA_FD)], [theirs.fileno()])
-            self._result(self.control.recv(64))
-        self.command(GET_CAPABILITY)
-        self.reset()
+        try:
+            with theirs:
+                socket.send_fds(self.control, [struct.pack(">I", SET_DATA_FD)], [theirs.fileno()])
+                self._result(self.control.recv(64))
+            self.command(GET_CAPABILITY)
+            self.reset()
+        except OSError:
+            self.close()
+            raise
 
     def command(self, code: int, *words: int) -> bytes:
         """What the emulator answers on the control channel. Its standard input goes along."""

@@ -122,7 +122,7 @@ def test_nothing_is_left_of_a_tpm(runtime: oci.Runtime, pcrs: dict[int, str]) ->
     os.kill(pid, signal.SIGKILL)
     state = runtime.wait_for(CONTAINER, "stopped")
     assert state["annotations"]["io.sealrun.exit-code"] == "137"
-    assert "the VM's TPM ended" in state["annotations"]["io.sealrun.exit-reason"]
+    assert "the VM's TPM emulator ended" in state["annotations"]["io.sealrun.exit-reason"]
     assert runtime("delete", CONTAINER).ok
     traces.wait_until_gone(CONTAINER, podmans.STATE_ROOT)
 

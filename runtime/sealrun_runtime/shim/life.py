@@ -140,7 +140,7 @@ async def _launch(
             tree = SharedTree.serve(share.socket, directory)
             attendants.append(tree.server)
         if spec.tpm:
-            attendants.append(tpm.serve(handover.config.vm, spec, directory))
+            attendants.append(await tpm.serve(handover.config.vm, spec, directory))
         machine = await driver.launch(
             spec, directory.path, lambda: leftovers.enlist(directory, VMM_ROLE)
         )
@@ -149,7 +149,10 @@ async def _launch(
         if nodes != NO_NODES:
             os.close(nodes)
         unfit = isinstance(error, VmmHostUnfit | SpecRefused)
-        raise (HostUnfit if unfit else VmmFailed)(str(error), remedy=error.remedy) from error
+        # What the VMM says of one that failed is less than what is known of it.
+        told = [f"cannot boot the VM: {one.end()}" for one in attendants if one.failed]
+        text = (told or [str(error)])[0]
+        raise (HostUnfit if unfit else VmmFailed)(text, remedy=error.remedy) from error
     finally:
         if disk != NO_SCRATCH:
             os.close(disk)

@@ -290,8 +290,8 @@ class Vm:
 
     async def _watch_attendant(self, attendant: Attendant) -> None:
         await attendant.process.wait()
-        # It also ends with the VM, which has then more to say.
-        await asyncio.sleep(LOST_SECONDS)
+        if not attendant.failed:  # it also ends with the VM, which has then more to say
+            await asyncio.sleep(LOST_SECONDS)
         self._owner.fail(VmmFailed(attendant.end()))
 
     def _boot_failed(self, what: str) -> GuestFailed:

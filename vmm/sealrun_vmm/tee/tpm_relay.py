@@ -10,12 +10,13 @@ What comes from the VMM is a guest's. It goes to the emulator as it is, a comman
 of it is read than its length. The control channel: swtpm_ioctls(3).
 """
 
+import contextlib
 import os
 import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from sealrun_protocol import tpm2
@@ -25,6 +26,10 @@ from sealrun_vmm.errors import VmmError
 SECONDS: Final = 0.01
 """What a command may take before its sender is told to send it again: the rest of what Cloud Hypervisor
 waits is for a busy host, on which this thread and the virtual CPU's have to wait for their turns."""
+
+ANSWER_SECONDS: Final = 20.0
+"""What the emulator may take for what it is asked from here, before it counts as hung. The longest, its
+self-test, takes 0.1 on a loaded host; and the VMM, which waits meanwhile, has 60."""
 
 _INIT, _SET_DATA_FD = 2, 16  # commands of the control channel
 _CONTROL_BYTES: Final = 64  # the longest in use has 20
@@ -38,6 +43,10 @@ class _Ended(Exception):
     """A connection was closed."""
 
 
+class _Lost(Exception):
+    """The emulator is of no use; the text says how that is told, as the end of a sentence."""
+
+
 def start(
     listener: socket.socket,
     emulator: socket.socket,
@@ -48,28 +57,49 @@ def start(
     control channel. Both are owned here. The thread ends when the VMM or the emulator closes a connection,
     or anything fails, and closes all others.
 
-    measure: says what the VM boots; may take a while; raises OSError, VmmError. failed: is told what
-    failed. Both are called in the thread."""
+    measure: says what the VM boots; may take a while; raises OSError, VmmError. failed: is told how the
+    TPM failed, as the end of a sentence, before the VMM can notice; not where the VMM ended first. Both
+    are called in the thread."""
 
     def serve() -> None:
-        with listener, emulator:
+        with listener, emulator, contextlib.ExitStack() as stack:
             try:
-                events = measure()
-                if (vmm := _accept(listener, emulator)) is not None:
-                    with vmm:
-                        _Relay(vmm, emulator, tuple(events)).run()
-            except _Ended:
-                pass
-            except (OSError, tpm2.TpmError, VmmError) as error:
+                events = tuple(measure())
+                vmm = stack.enter_context(_accept(listener, emulator))
+                relay = _Relay(vmm, emulator, events)
+                stack.callback(relay.close)
+                while True:
+                    relay.serve()
+            except (_Ended, BrokenPipeError, ConnectionResetError):
+                pass  # the VMM's: what the emulator does to a connection is _Lost
+            except _Lost as error:
                 failed(str(error))
+            except (tpm2.TpmError, VmmError) as error:
+                failed(f"failed: {error}")
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                failed(f"failed: {where}{error.strerror or error}")
 
     threading.Thread(target=serve, name="tpm", daemon=True).start()
 
 
-def _accept(listener: socket.socket, emulator: socket.socket) -> socket.socket | None:
-    """The VMM's connection; None where the emulator ends before there is one."""
-    ready = _readable((listener, emulator), None)
-    return None if emulator in ready else listener.accept()[0]
+def _accept(listener: socket.socket, emulator: socket.socket) -> socket.socket:
+    """The VMM's connection. Raises _Lost where the emulator ends before there is one."""
+    if emulator in _readable((listener, emulator), None):
+        raise _Lost("ended")
+    return listener.accept()[0]
+
+
+@contextlib.contextmanager
+def _asking(emulator: socket.socket) -> Iterator[None]:
+    """What goes wrong with this connection is the emulator's. Raises _Lost."""
+    emulator.settimeout(ANSWER_SECONDS)
+    try:
+        yield
+    except TimeoutError as error:
+        raise _Lost(f"did not answer within {ANSWER_SECONDS:g} s") from error
+    except (OSError, _Ended) as error:
+        raise _Lost("ended") from error
 
 
 class _Pending(NamedTuple):
@@ -90,17 +120,14 @@ class _Relay:
         self._pending: _Pending | None = None
         self._late: tuple[bytes, bytes] | None = None  # a command, and an answer nobody waited for
 
-    def run(self) -> None:
-        """Raises _Ended, OSError, TpmError."""
-        try:
-            while True:
-                self._serve()
-        finally:
-            for end in (self._tpm, self._theirs, self._guest):
-                if end is not None:
-                    end.close()
+    def close(self) -> None:
+        """The TPM's own connections."""
+        for end in (self._tpm, self._theirs, self._guest):
+            if end is not None:
+                end.close()
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Wait, and deal with what comes. Raises _Ended, _Lost, OSError, TpmError."""
         pending = self._pending
         channels = [self._vmm, self._emulator, self._tpm]
         # While the emulator works on what was sent again already, the next one waits for it.
@@ -110,14 +137,14 @@ class _Relay:
         if not ready and pending and self._guest:
             self._guest.sendall(tpm2.AGAIN)
             self._pending = _Pending(pending.command, waiting=False)
+        if self._emulator in ready:  # it speaks only when it is spoken to
+            raise _Lost("ended")
         if self._tpm in ready:
             self._answered()
         elif self._guest in ready:
             self._asked(self._guest)
         elif self._vmm in ready:
             self._controlled()
-        elif self._emulator in ready:  # it speaks only when it is spoken to
-            raise _Ended
 
     def _asked(self, guest: socket.socket) -> None:
         """The guest has a command, and the emulator an older one or none."""
@@ -125,7 +152,7 @@ class _Relay:
         if self._late and self._late[0] == command:
             guest.sendall(self._late[1])
         elif self._pending is None:
-            self._tpm.sendall(command)
+            self._tell(command)
             self._pending = _Pending(command, waiting=True)
         elif self._pending.command == command:
             self._pending = _Pending(command, waiting=True)
@@ -134,7 +161,7 @@ class _Relay:
         self._late = None
 
     def _answered(self) -> None:
-        answer, pending = _message(self._tpm), self._pending
+        answer, pending = self._answer(), self._pending
         self._pending = None
         if pending is None:
             return
@@ -156,20 +183,29 @@ class _Relay:
             self._guest = socket.socket(fileno=descriptors[0])
         if not command:
             raise _Ended
+        with _asking(self._emulator):
+            answer = self._control(command, code)
+        if code == _INIT:
+            if answer[: _CODE.size] != bytes(_CODE.size):
+                raise _Lost(f"cannot be switched on (result {answer[: _CODE.size].hex()})")
+            self._switched_on()
+        self._vmm.sendall(answer)
+
+    def _control(self, command: bytes, code: int) -> bytes:
+        """The emulator's answer. Raises _Ended, OSError."""
         if code == _SET_DATA_FD:
             socket.send_fds(self._emulator, [command], [self._theirs.fileno()])
             self._theirs.close()
         else:
             self._emulator.sendall(command)
-        answer = self._emulator.recv(_CONTROL_BYTES)
-        if code == _INIT and answer[: _CODE.size] == bytes(_CODE.size):
-            self._switched_on()
-        self._vmm.sendall(answer)
+        if not (answer := self._emulator.recv(_CONTROL_BYTES)):
+            raise _Ended
+        return answer
 
     def _switched_on(self) -> None:
-        """Raises _Ended, OSError, TpmError."""
+        """Raises _Lost, TpmError."""
         if self._pending is not None:  # an answer from before is still to be read
-            _message(self._tpm)
+            self._answer()
         self._pending = self._late = None
         tpm2.started(self._ask(tpm2.startup()))
         tpm2.done(self._ask(tpm2.self_test()), "test itself")
@@ -177,8 +213,19 @@ class _Relay:
             tpm2.done(self._ask(tpm2.extend(pcr, digest)), f"extend PCR {pcr}")
 
     def _ask(self, command: bytes) -> bytes:
-        self._tpm.sendall(command)
-        return _message(self._tpm)
+        """Raises _Lost, TpmError."""
+        self._tell(command)
+        return self._answer()
+
+    def _tell(self, command: bytes) -> None:
+        """Raises _Lost."""
+        with _asking(self._tpm):
+            self._tpm.sendall(command)
+
+    def _answer(self) -> bytes:
+        """Raises _Lost, TpmError."""
+        with _asking(self._tpm):
+            return _message(self._tpm)
 
 
 def _readable(channels: Sequence[socket.socket], seconds: float | None) -> list[socket.socket]:
