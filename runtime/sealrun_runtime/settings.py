@@ -9,11 +9,14 @@ Nothing here is obeyed by the guest: what a tenant trusts stands in the init-dat
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct
 
 from sealrun_runtime import patterns
+
+MOST_CPUS: Final = 254
+"""Of one VM: a CPU's number has 8 bits where there is no x2APIC (QEMU without KVM), and one of them is all."""
 
 Endpoint = Annotated[str, Meta(pattern=patterns.ENDPOINT)]
 Registry = Annotated[str, Meta(pattern=patterns.REGISTRY)]
@@ -45,7 +48,7 @@ class VmSettings(Section, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            le=256,
+            le=MOST_CPUS,
             description="Virtual CPUs; without a TEE as many more as the containers' quotas fill",
             extra={"annotation": "io.sealrun.cpus"},
         ),
@@ -77,14 +80,18 @@ class VmSettings(Section, frozen=True, kw_only=True):
     ] = "/var/tmp"
     max_cpus: Annotated[
         int,
-        Meta(ge=0, le=256, description="What a VM without a TEE may grow to; 0: the host's CPUs"),
+        Meta(
+            ge=0,
+            le=MOST_CPUS,
+            description="What a VM without a TEE may grow to; 0: the host's CPUs",
+        ),
     ] = 0
     max_memory: Annotated[
         int,
         Meta(
             ge=0,
             le=1 << 22,
-            description="What a VM without a TEE may grow to, in MiB; 0: the host's memory",
+            description="What a VM without a TEE may grow to, in MiB, within the host's memory; 0: all of it",
         ),
     ] = 0
     qemu: Annotated[

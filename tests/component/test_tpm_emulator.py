@@ -87,6 +87,16 @@ def test_one_that_ends_at_once(place: Path) -> None:
     assert "vm.swtpm" in caught.value.remedy
 
 
+def test_one_whose_state_is_damaged(place: Path) -> None:
+    (place / "seeds").mkdir()
+    (place / "seeds/tpm2-00.permall").write_bytes(bytes(1000))
+    with pytest.raises(
+        LaunchFailed, match=r"cannot be switched on \(result 00000101\): .*TPM"
+    ) as caught:
+        serve(place, "", lambda _: None)
+    assert "vm.tpm_state" in caught.value.remedy
+
+
 def test_one_that_hangs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tpm, "ANSWER_SECONDS", 2.0)
     program = script(place, "echo $$ >pid; echo 'swtpm: I wait' >&2; exec sleep 1000")

@@ -113,12 +113,13 @@ if {hangs}:
 
 
 @pytest.mark.parametrize(
-    ("answers", "hangs"), [(0, False), (1, False), (2, False), (0, True), (2, True)]
+    ("answers", "hangs"), [(0, False), (3, False), (4, False), (0, True), (4, True)]
 )
 def test_an_emulator_that_fails_at_the_launch(
     runtime: oci.Runtime, prefix: Path, tmp_path: Path, answers: int, hangs: bool
 ) -> None:
-    """Whoever asked reads what it was, and its last words, in time; nothing is left."""
+    """Whoever asked reads what it was, and its last words, in time; nothing is left. The shim has three
+    questions, the next is the VMM's."""
     annotations = runtime.annotations | ({"test.tpm-seconds": "2"} if hangs else {})
     bundle = simulated.bundle(tmp_path / "bundle", "true", annotations)
     text = EMULATOR.format(answers=answers, hangs=hangs)

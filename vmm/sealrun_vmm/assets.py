@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 
 from sealrun_vmm.errors import HostUnfit
@@ -30,6 +31,8 @@ def locate(directory: str) -> GuestImage:
     directory = os.path.abspath(directory)
     path = os.path.join(directory, "manifest.json")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # whoever opens a pipe waits
+            raise ValueError(path)
         with open(path, encoding="utf-8") as stream:
             manifest = json.load(stream)
         kernel = _file(directory, manifest["kernel"])

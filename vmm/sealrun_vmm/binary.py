@@ -73,6 +73,8 @@ def ask(path: str, *questions: Sequence[str], remedy: str) -> list[Answer]:
             return _asked(path, questions)
         except _Mute as error:
             _mute[identity] = str(error)
+        except FileNotFoundError:  # it was there a moment ago
+            _mute[identity] = "its interpreter or its loader does not exist"
         except OSError as error:
             _mute[identity] = error.strerror or str(error)
     raise HostUnfit(f"cannot use {path}: {_mute[identity]}", remedy=remedy)
@@ -81,6 +83,8 @@ def ask(path: str, *questions: Sequence[str], remedy: str) -> list[Answer]:
 def _obstacle(path: str) -> str:
     try:
         mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "it is a link to nothing"
     except OSError as error:
         return error.strerror or str(error)
     if stat.S_ISDIR(mode):

@@ -19,8 +19,8 @@ _FAILURES: Final = (
 
 
 def check(spec: VmSpec) -> None:
-    """Raise HostUnfit where the image cannot be read, SpecRefused where its kernel cannot be booted or
-    it gets too little memory."""
+    """Raise HostUnfit where the image cannot be read or the host has not the memory, SpecRefused where the
+    image's kernel cannot be booted or it gets too little memory."""
     files = (("kernel", spec.kernel), ("initrd", spec.initrd), ("firmware", spec.firmware))
     for what, path in files:
         if path and not os.access(path, os.R_OK):
@@ -31,6 +31,12 @@ def check(spec: VmSpec) -> None:
             f"cannot boot the guest's kernel {spec.kernel}: {cause}",
             remedy="build the guest image with guest-agent/image/build, or use a kernel with "
             "CONFIG_PVH",
+        )
+    here = _host_memory_mib()
+    if spec.memory_mib > here:
+        raise HostUnfit(
+            f"cannot give a VM {spec.memory_mib} MiB: this host has {here} MiB, swap included",
+            remedy="lower vm.memory in sealrun.toml or io.sealrun.memory",
         )
     needed = least_memory_mib(spec)
     if spec.memory_mib < needed:
@@ -50,6 +56,13 @@ def least_memory_mib(spec: VmSpec) -> int:
         return 2 * initrd // 2**20 + _KERNEL_MIB + bounce
     given = initrd + os.path.getsize(spec.kernel)
     return (2 * initrd + given) // 2**20 + _KERNEL_MIB + _FIRMWARE_MIB
+
+
+def _host_memory_mib() -> int:
+    """What Linux gives a process at most, in its usual mode: all memory and swap (vm/overcommit-accounting)."""
+    with open("/proc/meminfo", encoding="ascii") as stream:
+        sizes = dict(line.split(":", 1) for line in stream)
+    return sum(int(sizes[name].split()[0]) for name in ("MemTotal", "SwapTotal")) >> 10
 
 
 def failure(console: str) -> str | None:

@@ -18,7 +18,7 @@ from sealrun_runtime import block_devices, machine
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.handover import Handover
 from sealrun_runtime.machine import Plan, Tenant
-from sealrun_runtime.settings import VmSettings
+from sealrun_runtime.settings import MOST_CPUS, VmSettings
 from sealrun_runtime.shim import disks, shared_tree
 from sealrun_runtime.shim.attendant import Attendant
 from sealrun_runtime.shim.shared_tree import SharedTree
@@ -64,7 +64,7 @@ def plan(handover: Handover) -> Plan:
 def this_host() -> Host:
     """As it is now."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-    return Host(Size(os.cpu_count() or 1, memory), block_devices.pmem_bytes())
+    return Host(Size(min(os.cpu_count() or 1, MOST_CPUS), memory), block_devices.pmem_bytes())
 
 
 def vm_spec(
@@ -105,7 +105,7 @@ def _sized(handover: Handover, spec: VmSpec, host: Size) -> VmSpec:
     settings = handover.config.vm
     most = Size(
         max(settings.cpus, settings.max_cpus or host.cpus),
-        max(settings.memory, settings.max_memory or host.memory_mib),
+        max(settings.memory, min(settings.max_memory or host.memory_mib, host.memory_mib)),
     )
     size = size_for(settings, (handover.container.demand,), most)
     grows = most.memory_mib > size.memory_mib

@@ -29,7 +29,9 @@ _NOBODY: Final = 65534
 
 ANSWER_SECONDS: Final = 20.0
 """What the emulator may take from its start to its first answer; it takes 0.02."""
-_GET_CAPABILITY: Final = struct.pack(">I", 1)  # what any VMM begins with; swtpm_ioctls(3)
+# PTM_GET_CAPABILITY, PTM_INIT, for which it reads its state, and PTM_STOP: swtpm_ioctls(3)
+_GREETING: Final = (struct.pack(">I", 1), struct.pack(">II", 2, 0), struct.pack(">I", 14))
+_DONE: Final = bytes(4)
 _CONTROL_BYTES: Final = 64
 _NOBODYS: Final = "it runs as the user nobody, who has to be able to reach and execute it"
 _REMEDY: Final = "look whether swtpm works (vm.swtpm, vm.tpm_state in sealrun.toml)"
@@ -89,13 +91,19 @@ def _emulator(
 
 
 async def _greet(attendant: Attendant, control: socket.socket) -> None:
-    """Return when the emulator has answered. Raises LaunchFailed; then it runs no more."""
+    """Return when the emulator has answered, and has shown that it can be switched on. Raises LaunchFailed;
+    then it runs no more."""
     loop = asyncio.get_running_loop()
     control.setblocking(False)
 
     async def asked() -> bytes:
-        await loop.sock_sendall(control, _GET_CAPABILITY)
-        return await loop.sock_recv(control, _CONTROL_BYTES)
+        answer = b""
+        for command in _GREETING:
+            await loop.sock_sendall(control, command)
+            answer = await loop.sock_recv(control, _CONTROL_BYTES)
+            if answer[: len(_DONE)] != _DONE:
+                break
+        return answer
 
     ended = asyncio.ensure_future(attendant.process.wait())
     answer = asyncio.ensure_future(asked())
@@ -103,10 +111,13 @@ async def _greet(attendant: Attendant, control: socket.socket) -> None:
         await asyncio.wait(
             (answer, ended), timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED
         )
-        if answer.done() and not answer.exception() and answer.result():
+        said = answer.result() if answer.done() and not answer.exception() else b""
+        if said[: len(_DONE)] == _DONE:
             control.setblocking(True)
             return
-        if not (answer.done() or ended.done()):
+        if said:
+            attendant.fail(f"cannot be switched on (result {said[: len(_DONE)].hex()})")
+        elif not (answer.done() or ended.done()):
             attendant.fail(f"did not answer within {ANSWER_SECONDS:g} s")
         await attendant.process.kill()
         raise LaunchFailed(f"cannot boot the VM: {attendant.end()}", remedy=_REMEDY)

@@ -90,6 +90,19 @@ def test_the_operator_says_how_large_a_vm_becomes() -> None:
     assert (spec.max_cpus, spec.max_memory_mib) == (3, 1000), "never less than it has"
 
 
+def test_a_vm_never_becomes_larger_than_its_host() -> None:
+    """QEMU would not start with more."""
+    config = Config(vm=VmSettings(memory=777, max_memory=1 << 22))
+    handover = msgspec.structs.replace(HANDOVER, config=config)
+    spec = machine.vm_spec(handover, IMAGE, Accelerator.KVM, Launch(), HOST)
+    assert spec.max_memory_mib == HOST.size.memory_mib
+
+
+def test_a_host_may_have_more_cpus_than_a_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 768)
+    assert machine.this_host().size.cpus == 254
+
+
 def test_only_a_vm_that_can_grow_is_told_how() -> None:
     assert "memhp" in machine.vm_spec(HANDOVER, IMAGE, Accelerator.KVM, Launch(), HOST).cmdline
     small = machine.vm_spec(HANDOVER, IMAGE, Accelerator.KVM, Launch(), Host(Size(1, 128)))

@@ -1,6 +1,7 @@
 """The look-up of the installed guest image, and what it says where there is none."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,11 @@ def test_a_manifest_cannot_name_a_file_elsewhere(image: Path) -> None:
     text = (image / "manifest.json").read_text().replace('"initrd"}', '"/etc/../x/initrd"}')
     (image / "manifest.json").write_text(text)
     assert assets.locate(str(image)).initrd == str(image / "initrd")
+
+
+def test_a_manifest_that_is_no_file(image: Path) -> None:
+    """Nobody waits for whoever would write a pipe."""
+    (image / "manifest.json").unlink()
+    os.mkfifo(image / "manifest.json")
+    with pytest.raises(HostUnfit, match=r"its manifest\.json is damaged"):
+        assets.locate(str(image))

@@ -63,7 +63,7 @@ def test_what_is_no_program(setting: str, tmp_path: Path) -> None:
     assert refused(setting, str(tmp_path)).endswith(": it is a directory")
     assert refused(setting, str(tmp_path / "text")).endswith(": it is not executable")
     assert refused(setting, str(tmp_path / "pipe")).endswith(": it is no file")
-    assert refused(setting, str(tmp_path / "dangling")).endswith(": No such file or directory")
+    assert refused(setting, str(tmp_path / "dangling")).endswith(": it is a link to nothing")
 
 
 @each
@@ -71,7 +71,7 @@ def test_what_is_no_program(setting: str, tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("neither script nor ELF", "Exec format error"),
-        ("#!/nowhere\n", "No such file or directory"),
+        ("#!/nowhere\n", "its interpreter or its loader does not exist"),
         ("#!/bin/true\n", "it does not say that it is "),
         ("#!/bin/sh\nexit 1\n", "it ended with status 1 when it was asked what it is"),
         (

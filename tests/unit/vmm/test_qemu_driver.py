@@ -153,6 +153,14 @@ def test_too_little_memory_is_refused_before_the_kernel_panics(
     assert "io.sealrun.memory" in caught.value.remedy
 
 
+def test_more_memory_than_the_host_has_is_refused(spec: VmSpec, driver: Driver) -> None:
+    with pytest.raises(
+        HostUnfit, match=r"cannot give a VM 4194304 MiB: this host has \d+ MiB"
+    ) as caught:
+        driver.check(dataclasses.replace(spec, memory_mib=1 << 22))
+    assert "lower vm.memory" in caught.value.remedy
+
+
 def test_kvm_that_is_not_usable_is_refused(spec: VmSpec, driver: Driver) -> None:
     wanted = dataclasses.replace(spec, accelerator=Accelerator.KVM)
     if kvm.obstacle() is None:

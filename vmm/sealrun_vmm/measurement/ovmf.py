@@ -99,7 +99,8 @@ def _table(data: bytes) -> dict[str, bytes]:
     """Raises CannotMeasure."""
     end = len(data) - _BEHIND_TABLE
     if len(data) % 4096 or end < _ENTRY.size:
-        raise CannotMeasure("the firmware is no image of OVMF: its size is none")
+        text = f"the firmware is no image of OVMF: it has {len(data)} bytes, and those are pages"
+        raise CannotMeasure(text)
     size, guid = _ENTRY.unpack_from(data, end - _ENTRY.size)
     if str(uuid.UUID(bytes_le=guid)) != _FOOTER or not _ENTRY.size <= size <= end:
         raise CannotMeasure("the firmware is no image of OVMF: it has no table at its end")

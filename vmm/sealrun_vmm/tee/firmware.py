@@ -35,6 +35,10 @@ def find(
         )
     try:
         look(_content(found))
+    except FileNotFoundError as error:
+        raise HostUnfit(
+            f"cannot use {found} as {what}: it is a link to nothing", remedy=remedy
+        ) from error
     except (OSError, CannotMeasure) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise HostUnfit(f"cannot use {found} as {what}: {why}", remedy=remedy) from error
