@@ -104,6 +104,40 @@ def test_a_manifest_without_end(puller: Puller, simulator: Simulator) -> None:
     assert refused(puller, simulator, reference).code is ErrorCode.LIMIT_EXCEEDED
 
 
+@pytest.mark.parametrize(
+    ("head", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n1;", b"x"),
+    ],
+    ids=["interim responses", "trailers", "a chunk's extension"],
+)
+def test_what_is_no_body_has_an_end(
+    puller: Puller,
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+    again: bytes,
+) -> None:
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    reference = simulator.publish([TAR])
+    simulator.answers[manifest_path("1")] = Answer(again * 1000, raw=head, endless=True)
+    error = refused(puller, simulator, reference)
+    assert error.code is ErrorCode.REGISTRY_PROTOCOL
+    assert "got more than 65536 bytes" in str(error)
+
+
+def test_a_body_of_very_many_chunks(puller: Puller, simulator: Simulator) -> None:
+    """Their sizes are no headers: together they may be longer than those."""
+    reference = simulator.publish([TAR])
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    parts = (BLOB[start : start + 5] for start in range(0, len(BLOB), 5))
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    simulator.answers[blob_path(BLOB)] = Answer(raw=head + chunks + b"0\r\n\r\n")
+    pulled(puller, simulator, reference)
+
+
 def _index(digest: str) -> bytes:
     platform = {"os": "linux", "architecture": layers.ARCHITECTURE}
     entry = {"digest": digest, "size": 1, "mediaType": simulators.INDEX_TYPE, "platform": platform}

@@ -35,7 +35,7 @@ class Request:
 class Answer:
     """What to say. cut: end the connection after so many bytes of the body. length: the
     Content-Length to claim, None for none at all. drip: seconds between single bytes of the body.
-    raw: bytes to send instead of any http. endless: repeat the body until the peer is gone."""
+    raw: bytes to send instead of the head. endless: repeat the body until the peer is gone."""
 
     body: bytes = b""
     status: int = 200
@@ -179,8 +179,10 @@ def serve() -> Iterator[Simulator]:
 def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
     out = handler.wfile
     if answer.raw is not None:
-        out.write(answer.raw)
         handler.close_connection = True
+        out.write(answer.raw)
+        while answer.endless:
+            out.write(answer.body)
         return
     handler.send_response(answer.status)
     for name, value in answer.headers.items():

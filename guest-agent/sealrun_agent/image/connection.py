@@ -235,7 +235,29 @@ class _Paced:
 
     def makefile(self, mode: str) -> IO[bytes]:
         assert mode == "rb"
-        return io.BufferedReader(PacedReader(self._sock.makefile("rb", buffering=0)))
+        return _Answer(PacedReader(self._sock.makefile("rb", buffering=0)))
+
+
+class _Answer(io.BufferedReader):
+    """Bounds what a peer says besides the body, all of which http.client reads by lines: interim responses,
+    headers, sizes of chunks, trailers. http.client takes any number of the first and the last."""
+
+    _said = 0
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Raises HTTPException too."""
+        line = super().readline(size)
+        self._said += len(line)
+        if self._said > limits.HTTP_HEADER_BYTES:
+            raise http.client.HTTPException(
+                f"got more than {limits.HTTP_HEADER_BYTES} bytes of headers"
+            )
+        return line
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Of the body, of which there may be as many chunks as it has bytes."""
+        self._said = 0
+        return super().read(size)
 
 
 class PacedReader(io.RawIOBase):
