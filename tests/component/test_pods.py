@@ -334,6 +334,29 @@ def test_a_stand_in_that_is_killed_ends_its_container_only(podman: pods.Pod) -> 
     assert_gone(podman)
 
 
+def test_one_that_ends_while_another_is_seen_off(podman: pods.Pod) -> None:
+    """The shim waits a moment for each stand-in to go; meanwhile the next container ends."""
+    runtime = podman.runtime
+    podman.up()
+    for name in ("a", "b", "stays"):
+        podman.run(name, "sleep 1000")
+    slow = int((podman.bundles["a"] / "pid").read_text())
+    os.kill(slow, signal.SIGSTOP)
+    for name in ("a", "b"):
+        assert runtime("kill", name, "KILL").ok
+    assert exit_code(runtime, "b") == "137"
+    assert runtime("delete", "--force", "a").ok
+    assert runtime("delete", "--force", "b").ok
+    assert runtime("exec", "stays", "/bin/true").ok
+    (place,) = podman.places()
+    assert "the shim broke" not in (runtime.root / place / "shim.log").read_text()
+    podman.run("b", "exit 4")
+    assert exit_code(runtime, "b") == "4"
+    for name in ("b", "stays", "pod"):
+        assert runtime("delete", "--force", name).ok
+    assert_gone(podman)
+
+
 def test_a_shim_that_was_stopped_does_not_hold_up_a_forced_delete(podman: pods.Pod) -> None:
     """The pod is lost then, with all that is in it."""
     podman.up()

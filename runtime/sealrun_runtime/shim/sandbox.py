@@ -75,7 +75,7 @@ class Sandbox:
         self._infra_ended = False
         self._facts: dict[str, str] = {}
         self._launching: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Member, asyncio.Task[None]] = {}
         self._ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -113,7 +113,7 @@ class Sandbox:
         await self._ending.wait()
         if self._door is not None:
             await self._door.close()
-        under_way = [*self._retiring, *([self._launching] if self._launching else [])]
+        under_way = [*self._retiring.values(), *([self._launching] if self._launching else [])]
         if under_way:
             await asyncio.wait(under_way)
         members = self._members()
@@ -236,6 +236,7 @@ class Sandbox:
         seat = self._seats.pop(member.id)
         await seat.close()
         member.close()
+        del self._retiring[member]
 
     # --- requests (server.Requests) --------------------------------------------------------------
 
@@ -357,9 +358,8 @@ class Sandbox:
             self._ending.set()
             return
         for member in over:
-            task = self.spawn(self._retire(member))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            if member not in self._retiring:  # another one is over while it is seen off
+                self._retiring[member] = self.spawn(self._retire(member))
 
     def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """See member.Surroundings."""
