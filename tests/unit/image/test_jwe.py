@@ -49,12 +49,14 @@ def wrap(key: Any, content_key: bytes, alg: str) -> tuple[dict[str, Any], bytes]
     return {"alg": alg, "epk": epk, "apu": b64(b"apu")}, aes_key_wrap(kek, content_key)
 
 
-def flattened(key: Any, alg: str, **header: Any) -> dict[str, Any]:
+def flattened(key: Any, alg: str, aad: str = "", **header: Any) -> dict[str, Any]:
     content_key, iv = os.urandom(32), os.urandom(12)
     recipient, encrypted_key = wrap(key, content_key, alg)
     protected = b64(json.dumps({**recipient, "enc": "A256GCM", **header}).encode())
-    sealed = AESGCM(content_key).encrypt(iv, TEXT, protected.encode())
+    associated = f"{protected}.{aad}" if aad else protected  # RFC 7516, 5.1, step 14
+    sealed = AESGCM(content_key).encrypt(iv, TEXT, associated.encode())
     return {
+        **({"aad": aad} if aad else {}),
         "protected": protected,
         "encrypted_key": b64(encrypted_key),
         "iv": b64(iv),
@@ -99,6 +101,13 @@ def test_opens_any_of_several_recipients() -> None:
     for key in (RSA, OTHER_RSA, P256):
         assert opened(jwe, key) == TEXT
     assert opened(jwe, P521) is None
+
+
+def test_what_is_authenticated_besides_the_header() -> None:
+    jwe = flattened(RSA, "RSA-OAEP", b64(b"more"))
+    assert opened(jwe, RSA) == TEXT
+    assert opened(jwe | {"aad": b64(b"other")}, RSA) is None
+    assert opened({name: jwe[name] for name in jwe if name != "aad"}, RSA) is None
 
 
 def test_a_key_that_does_not_fit_opens_nothing() -> None:

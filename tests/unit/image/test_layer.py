@@ -148,6 +148,15 @@ def test_a_hard_link_out_of_the_layer(tmp_path: Path) -> None:
     assert secret.stat().st_nlink == 1
 
 
+def test_a_hard_link_to_a_symlink_is_one_to_the_link_itself(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch()
+    layer = fill(tmp_path / "l", [layers.symlink("s", str(secret)), layers.link("h", "s")])
+    assert os.readlink(layer / "h") == str(secret)
+    assert (layer / "h").lstat().st_ino == (layer / "s").lstat().st_ino
+    assert secret.stat().st_nlink == 1
+
+
 @pytest.mark.parametrize("target", ["/", "..", "../..", "/tmp", "../outside", "d/../../outside"])
 def test_symlinks_are_followed_in_the_layer_only(target: str, tmp_path: Path) -> None:
     outside = tmp_path / "outside"

@@ -70,7 +70,10 @@ def test_the_media_type_stands_in_the_document_or_in_the_header(media_type: str)
         (b"\xff", ErrorCode.MANIFEST_INVALID),
         (b"[" * 100_000, ErrorCode.MANIFEST_INVALID),
         (encode({"schemaVersion": 2, "manifests": [], "layers": []}), ErrorCode.MANIFEST_INVALID),
-        (encode({"schemaVersion": 1}), ErrorCode.MEDIA_TYPE_UNSUPPORTED),
+        (
+            encode({"schemaVersion": 1, "mediaType": MANIFEST_TYPES[0]}),
+            ErrorCode.MEDIA_TYPE_UNSUPPORTED,
+        ),
         (encode({"schemaVersion": 2}), ErrorCode.MEDIA_TYPE_UNSUPPORTED),
         (encode({"schemaVersion": 2, "mediaType": "a\nb"}), ErrorCode.MEDIA_TYPE_UNSUPPORTED),
     ],
