@@ -21,7 +21,6 @@ _ENDORSEMENT: Final = 0x4000000B
 _NULL: Final = 0x0010
 _RSA, _RSASSA = 0x0001, 0x0014
 _KEY_BITS: Final = 2048
-_EXPONENT: Final = 65537
 _HEADER: Final = struct.Struct(">HII")
 HEADER_BYTES: Final = _HEADER.size
 

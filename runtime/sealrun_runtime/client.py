@@ -5,7 +5,7 @@ descriptors beside it:
 
     join    ID                          to a pod's shim: with the container's directory and the listening
                                         socket at which it is asked about from then on
-    create  ID  BUNDLE  STANDIN_PID     with stdin, stdout, stderr, stand-in link, and what the
+    create  ID  STANDIN_PID             with stdin, stdout, stderr, stand-in link, and what the
                                         guest is to see of the host, as sharing.Plan.names has it
     start   ID
     exec    ID  PROCESS_ID  STANDIN_PID  PROCESS_JSON    with the first four; ok: the program runs

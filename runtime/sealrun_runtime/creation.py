@@ -212,7 +212,7 @@ class _Attempt:
             if self.terminal is not None and console_socket:
                 self.terminal.hand_over(console_socket)
             self._connection = Connection(directory)
-            fields = ("create", handover.id, container.bundle, str(self.stand_in))
+            fields = ("create", handover.id, str(self.stand_in))
             stdio = (0, 1, 2) if self.terminal is None else (slave, slave, slave)
             descriptors = array.array("i", (*stdio, link.fileno(), *sources.for_guest))
             self._connection.send(*fields, descriptors=descriptors.tobytes())

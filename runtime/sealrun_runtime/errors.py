@@ -30,7 +30,6 @@ NOT_PAUSED = "container not paused"
 
 # Kinds of a Reported error that this side acts upon; the others are ErrorCode values of the guest.
 KIND_WRONG_STATE = "wrong-state"
-KIND_NOT_FOUND = "not-found"
 KIND_CLOSED = "pod-closed"
 HOST_KINDS = ("host-unfit", "vmm-failed")
 # What engines look for in a text, and the exit status that a shell gives.

@@ -278,7 +278,7 @@ def test_tampered_evidence(broker: RunningBroker, client: Client) -> None:
     assert "report data does not match" in str(error)
 
 
-def test_nothing_listens(broker: RunningBroker, client: Client, tmp_path: Path) -> None:
+def test_nothing_listens(client: Client, tmp_path: Path) -> None:
     with running_broker(tmp_path) as gone:
         init_data = gone.init_data()
     error = refused(client(init_data), "kbs:///default/key/app")
@@ -286,9 +286,7 @@ def test_nothing_listens(broker: RunningBroker, client: Client, tmp_path: Path) 
     assert "Connection refused" in str(error)
 
 
-def test_plain_http_must_be_meant_by_both(
-    broker: RunningBroker, client: Client, tmp_path: Path
-) -> None:
+def test_plain_http_must_be_meant_by_both(client: Client, tmp_path: Path) -> None:
     with running_broker(tmp_path, "--insecure-http") as plain:
         plain.add_resource("default/key/app", SECRET)
         text = plain.init_data()

@@ -48,7 +48,7 @@ def make(engine: Engine, runtime: str) -> Iterator[Callable[..., cri.Pod]]:
     """make(**linux): a pod that does not exist yet. Nothing of it may be left."""
     client = engine.connect()
     yield lambda annotations=ANNOTATIONS, **linux: engine.pod(client, runtime, annotations, **linux)
-    engine.clean(client, simulated_guest.remove_cgroups)
+    engine.clean(simulated_guest.remove_cgroups)
     client.close()
 
 

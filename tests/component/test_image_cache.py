@@ -169,7 +169,7 @@ def test_a_fill_that_fails_is_an_error_and_leaves_nothing(image: Image, tmp_path
 
 
 def test_skopeo_goes_when_nothing_is_wanted_of_it(
-    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever numbers the descriptors of its pipes have."""
     monkeypatch.setattr("sealrun_runtime.cache.upstream.IDLE_SECONDS", 0.2)

@@ -254,7 +254,7 @@ def test_blobs_that_were_changed_on_the_registrys_disk(
 
 
 def test_docker_manifests_and_indexes(
-    plain_registry: Registry, puller: Puller, layout: Path, tmp_path: Path
+    plain_registry: Registry, puller: Puller, layout: Path
 ) -> None:
     digest = registries.push(layout, plain_registry, "form/docker:1", options=["--format", "v2s2"])
     manifest = json.loads(plain_registry.blob(digest).read_bytes())

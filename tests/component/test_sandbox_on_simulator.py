@@ -80,7 +80,7 @@ def make(runtime: oci.Runtime, tmp_path: Path):
 
 
 @pytest.fixture
-def sandbox(runtime: oci.Runtime, make, tmp_path: Path):
+def sandbox(runtime: oci.Runtime, make):
     """sandbox(script, **annotations of the test): a container that was created, its directory."""
 
     def create(script: str = "sleep 1000", **switches: str) -> Path:
@@ -266,7 +266,7 @@ def test_every_request_was_judged() -> None:
         openapi.check_request("PUT", "vm.create", b"{}")
 
 
-def test_an_installed_sealrun_cannot_select_it(tmp_path: Path) -> None:
+def test_an_installed_sealrun_cannot_select_it() -> None:
     """No product file names it, and configuration leads to the look at the host's own KVM."""
     for room in ("runtime", "vmm", "guest-agent", "key-broker", "config", "install.sh"):
         place = cli.ROOT / room

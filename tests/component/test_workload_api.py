@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -280,6 +279,6 @@ def test_a_broker_that_cannot_be_reached(make: Make) -> None:
     assert api.ask("GET", "/cdh/resource/default/key/app").status == 200
 
 
-def test_an_address_that_somebody_has(api: Api, tmp_path: Path) -> None:
+def test_an_address_that_somebody_has(api: Api) -> None:
     with pytest.raises(BootError, match="cannot serve the workload at"):
         WorkloadApi(api.vault, ALL, ("127.0.0.1", api.port))

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TypeVar
 
 import zmq
-from sealrun_protocol import limits, messages
+from sealrun_protocol import messages
 from sealrun_protocol.flow import ReceiveWindow, SendWindow
 from sealrun_protocol.messages import HostMessage, Message
 
@@ -157,6 +157,3 @@ class Guest:
             message = self.expect(messages.StreamCredit)
             if message.stream == stream:
                 return message.bytes
-
-
-HUGE = limits.STREAM_CHUNK_BYTES * 4

@@ -180,7 +180,7 @@ class Shim:
         return ["ok"]
 
     def create(self, connection: socket.socket, fields: list[str], descriptors: list[int]) -> None:
-        self.first = Program(int(fields[3]), descriptors, [])
+        self.first = Program(int(fields[2]), descriptors, [])
         if "helper" in self.words:
             self.keep_helper()
         connection.send(b"progress\0boot\0starting the virtual machine")

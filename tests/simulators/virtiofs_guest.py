@@ -61,7 +61,7 @@ class Guest:
         os.ftruncate(self._file, _MEMORY)
         self._memory = mmap.mmap(self._file, _MEMORY)
         self._events: list[int] = []
-        self._unique = self._next = self._seen = 0
+        self._unique = self._next = 0
         self._negotiate()
 
     def __enter__(self) -> Self:

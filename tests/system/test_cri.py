@@ -40,7 +40,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def client(engine: Engine) -> Iterator[cri.Cri]:
     client = engine.connect()
     yield client
-    engine.clean(client)
+    engine.clean()
     client.close()
 
 

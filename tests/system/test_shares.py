@@ -134,7 +134,7 @@ def volume() -> Iterator[str]:
 
 
 @pytest.fixture
-def secret(tmp_path: Path) -> Iterator[str]:
+def secret() -> Iterator[str]:
     name = f"sealrun-test-{os.getpid()}"
     command = ["podman", "secret", "create", name, "-"]
     subprocess.run(command, input=b"s3cret", check=True, capture_output=True)

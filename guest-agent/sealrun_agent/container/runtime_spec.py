@@ -19,7 +19,7 @@ from sealrun_agent.errors import StartError
 Id = Annotated[int, Meta(ge=0, le=0xFFFF_FFFE)]  # of a user or group; the highest means «unchanged»
 Uint16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 Uint32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
-Unsigned = Annotated[int, Meta(ge=0)]  # msgspec cannot bound it by 2**64: spec.py does
+Unsigned = Annotated[int, Meta(ge=0)]  # msgspec cannot bound it by 2**64: reading.py does
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 

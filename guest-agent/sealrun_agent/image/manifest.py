@@ -115,7 +115,6 @@ class Defaults(msgspec.Struct, frozen=True, rename="pascal"):
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
     working_dir: str | None = None
-    stop_signal: str | None = None
     volumes: dict[str, Any] | None = None
 
 

@@ -8,20 +8,20 @@ Rules, in order:
    they are known and before anything else is fetched; then its image security policy decides.
 3. An encrypted image is opened only if the tenant named its digest, or a signature that it asked for does.
 4. Layers that are larger than the space there is are not fetched.
-   Keys are asked for only if the image has an encrypted layer that is not here yet, each once, and
+5. Keys are asked for only if the image has an encrypted layer that is not here yet, each once, and
    before layers are fetched: an image that cannot be opened costs no traffic.
-5. A layer is fetched, checked, decrypted, decompressed, checked and unpacked as one stream, into a
+6. A layer is fetched, checked, decrypted, decompressed, checked and unpacked as one stream, into a
    staging directory; several layers at once (filling.py). The stages, and what each of them promises
    at the stream's end:
        Source.blob      as many bytes as the manifest says
        verified         the blob's digest is the manifest's
-       decrypted        HMAC and plaintext digest are those of the encryption annotations
+       decrypted        the HMAC over the ciphertext is that of the encryption annotations
        decompressed     the compression ends where the data does
        bounded          no more than limits.LAYER_TAR_BYTES
        verified         the tar's digest is the configuration's diff_id
-6. What was not what it is called is fetched once more where it then comes from elsewhere: a lie of the
+7. What was not what it is called is fetched once more where it then comes from elsewhere: a lie of the
    host's cache costs time, and nothing else (relay.py).
-7. Layers get their names when all of them have passed. A pull that fails leaves nothing.
+8. Layers get their names when all of them have passed. A pull that fails leaves nothing.
 """
 
 import hashlib

@@ -28,7 +28,6 @@ PINNED_ROOTS: Final = {
     "429a69c9422aa258ee4d8db5fcda9c6470ef15f8cd5a9cebd6cbc7d90b863831": "Genoa",
     "4f125410563a2ab9a50356f9243f6fe0b6f73de98603f53f90339c70e9d7ad08": "Turin",
 }
-PRODUCTS: Final = tuple(PINNED_ROOTS.values())
 
 _AMD: Final = "1.3.6.1.4.1.3704.1"
 _HWID: Final = x509.ObjectIdentifier(f"{_AMD}.4")

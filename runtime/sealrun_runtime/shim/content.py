@@ -62,7 +62,7 @@ class _Image:
         """A blob that may be delivered, or a manifest's content. Raises Unreachable, CacheFailed,
         OSError."""
         with self._lock:
-            self._begin(cache)
+            self._begin()
             assert self._known is not None
             if digest in self._blobs:
                 return self._blobs[digest]
@@ -72,7 +72,7 @@ class _Image:
             self._note(digest, document)
             return document
 
-    def _begin(self, cache: Cache) -> None:
+    def _begin(self) -> None:
         """What the reference stands for; a tag does so for as long as the sandbox lives."""
         if self._known is not None:
             return

@@ -87,7 +87,7 @@ async def _life(
         failure = error
     from sealrun_runtime.shim.sandbox import Sandbox
 
-    sandbox = Sandbox(handover, directory, cgroup, launch)
+    sandbox = Sandbox(handover, cgroup, launch)
     _expect_trouble(sandbox)
     if pod is None:
         sandbox.admit(handover, oci_config, directory, cgroup, socket.socket(fileno=listener))

@@ -59,9 +59,7 @@ class Sandbox:
     """The one mutable object of the shim (server.Requests, member.Surroundings, vm.Owner). Event loop
     only."""
 
-    def __init__(
-        self, handover: Handover, directory: Directory, cgroup: Group | None, launcher: Launcher
-    ) -> None:
+    def __init__(self, handover: Handover, cgroup: Group | None, launcher: Launcher) -> None:
         """handover: of the container that the sandbox was made for. cgroup: the one that this process
         is in. empty: no container ever came."""
         self._founder = self._handover = handover
@@ -96,6 +94,8 @@ class Sandbox:
     ) -> None:
         """A container comes into the sandbox. Takes the listener over."""
         member = (Infra if handover.idle else Member)(handover, oci_config, directory, cgroup, self)
+        if handover.image:
+            log.info("image %s, named by %s", handover.image, handover.image_source)
         for line in handover.container.left_out:
             log.info("config.json: %s", line)
         for name, value in self._facts.items():

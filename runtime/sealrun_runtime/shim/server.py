@@ -54,7 +54,7 @@ class Requests(Protocol):
         """Send a signal."""
 
     async def steer(self, container: str, verb: str, argument: str) -> str:
-        """pause, resume, update, ps or stats: the document of the answer."""
+        """pause, resume, update, ps, stats or attest: the document of the answer."""
 
     async def delete(self, container: str, *, force: bool) -> None:
         """Return when nothing is left but the state directory."""
@@ -164,9 +164,7 @@ class Server:
                 directory, listener = descriptors
                 descriptors.clear()
                 return self._requests.join(container, directory, listener)
-            case ["create", container, _bundle, pid] if (
-                pid.isdigit() and len(descriptors) >= _STDIO
-            ):
+            case ["create", container, pid] if pid.isdigit() and len(descriptors) >= _STDIO:
                 given = Descriptors.of(descriptors)
                 descriptors.clear()
                 self.create_asked.set()

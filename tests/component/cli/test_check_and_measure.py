@@ -105,7 +105,7 @@ def test_every_finding_says_what_to_do(world: cli.World, settings: Write) -> Non
     assert not any(finding["remedy"] for finding in findings.values() if finding["good"])
 
 
-def test_the_same_as_lines(world: cli.World, settings: Write) -> None:
+def test_the_same_as_lines(world: cli.World) -> None:
     done = world("check")
     lines = done.stdout.splitlines()
     assert lines[0] == "ok  settings: tee auto, driver auto"

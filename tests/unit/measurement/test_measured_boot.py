@@ -30,7 +30,7 @@ def test_each_input_has_its_pcr(measured: VmSpec) -> None:
     assert 4 in changed()
 
 
-def test_the_firmware_may_take_2_gib_of_low_memory_at_most(measured: VmSpec) -> None:
+def test_the_firmware_may_take_2_gib_of_low_memory_at_most() -> None:
     kernel = firmwares.kernel()
     assert bzimage.as_loaded(kernel, 4096, 2816) == bzimage.as_loaded(kernel, 4096, 65536)
     assert bzimage.as_loaded(kernel, 4096, 2815) != bzimage.as_loaded(kernel, 4096, 2816)

@@ -163,7 +163,7 @@ def test_what_a_killed_process_left_is_pruned(cache: Cache, dying: str, tmp_path
     assert files(tmp_path) == []
 
 
-def test_what_is_being_filled_is_not_pruned(cache: Cache, tmp_path: Path) -> None:
+def test_what_is_being_filled_is_not_pruned(cache: Cache) -> None:
     with cache.fill(digest(b"content"), 7) as filling:
         assert filling is not None
         filling.write(b"cont")
@@ -173,7 +173,7 @@ def test_what_is_being_filled_is_not_pruned(cache: Cache, tmp_path: Path) -> Non
     assert got(cache, digest(b"content")) == b"content"
 
 
-def test_a_look_at_the_lock_does_not_keep_it(cache: Cache, tmp_path: Path) -> None:
+def test_a_look_at_the_lock_does_not_keep_it(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.touch()
     with path.open() as one, path.open() as other:

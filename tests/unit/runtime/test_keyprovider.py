@@ -95,7 +95,7 @@ def test_without_a_name_each_key_gets_one(keys: KeyStore, text: str) -> None:
     assert re.fullmatch(f"kbs:///default/image-kek/{UUID}", made["kid"])
 
 
-def test_cocos_bare_paths_are_names(keys: KeyStore) -> None:
+def test_cocos_bare_paths_are_names() -> None:
     assert str(wish_of("keyid=/a/b/c").name) == "a/b/c"
     assert str(wish_of("keyid=a/b/c").name) == "a/b/c"
     assert str(wish_of("keyid=kbs://some.host/a/b/c").name) == "a/b/c"

@@ -248,7 +248,7 @@ def test_a_user_namespace_s_files_are_those_of_its_users_on_the_host(tmp_path: P
 
 
 @pytest.mark.root
-def test_a_file_system_that_cannot_be_mounted_with_other_owners(tmp_path: Path) -> None:
+def test_a_file_system_that_cannot_be_mounted_with_other_owners() -> None:
     given = container(bind("/proc", "/data"), uid_mappings=IDS, gid_mappings=IDS)
     with pytest.raises(
         InvalidRequest, match=r"\$.mounts\[0\]: cannot share /proc with a container"

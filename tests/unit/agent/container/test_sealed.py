@@ -91,7 +91,7 @@ def test_what_cannot_be_opened(value: str, error: type[Any], said: str) -> None:
         environment("A=1", f"B={value}")
 
 
-def test_what_is_executed_later(tmp_path: object) -> None:
+def test_what_is_executed_later() -> None:
     process = accepted("A=sealed.a.b.c").spec.process
     assert sealed.opened_process(process, unseal).env == ("A=opened",)
 
