@@ -40,7 +40,7 @@ def test_a_whole_life(world: World) -> None:
 def test_create_says_nothing_and_logs_nothing(world: World) -> None:
     done = world("create", "--bundle", world.bundle(), "c1")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not world.log.exists()
+    assert world.log.read_text() == ""
 
 
 def test_debug_logs_the_phases(world: World) -> None:
