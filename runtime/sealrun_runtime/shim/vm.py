@@ -1,6 +1,7 @@
 """The VM of a sandbox and the conversation with the agent in it, from the launch to its end."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Final, Protocol
 
@@ -42,7 +43,8 @@ from sealrun_runtime.shim.shared_tree import SharedTree
 from sealrun_runtime.shim.streams import Streams
 
 LOST_SECONDS: Final = 2.0  # between the channel's end and the VM's
-SETTLE_SECONDS: Final = 0.1  # for last words on their way when the VM ends
+END_SECONDS: Final = 0.5  # between the VM's end and that of its channel
+SETTLE_SECONDS: Final = 0.1  # for last words that have come out of it
 VM_REMEDY: Final = "give the VM more memory (vm.memory in sealrun.toml or io.sealrun.memory), or run install.sh again"
 
 
@@ -81,6 +83,7 @@ class Vm:
         self.agent = Agent(self.send)
         self.network: Network | None = None
         self.streams = Streams(self)
+        self._lost = asyncio.Event()
         self._hello: asyncio.Future[messages.Hello] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
 
@@ -274,6 +277,7 @@ class Vm:
 
     def _channel_lost(self) -> None:
         """The VM has ended, which says more, or the guest does not speak ZMTP."""
+        self._lost.set()
         error = _violation(Phase.RUN, "its connection broke")
         self._loop.call_later(LOST_SECONDS, self._owner.fail, error)
 
@@ -281,6 +285,9 @@ class Vm:
 
     async def _watch(self, machine: Machine) -> None:
         ended = await machine.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self._lost.wait()
         await asyncio.sleep(SETTLE_SECONDS)
         # Where the end was out of order, the driver has looked for the reason itself.
         words = self._last_words() if ended.orderly else ""
