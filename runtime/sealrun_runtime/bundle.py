@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from sealrun_protocol import devices
 
-from sealrun_runtime import block_devices, patterns, spec_rules
+from sealrun_runtime import block_devices, named_file, patterns, spec_rules
 from sealrun_runtime.block_devices import BlockDevice
 from sealrun_runtime.demand import Demand
 from sealrun_runtime.errors import InvalidRequest, cause
@@ -88,7 +88,7 @@ def read(bundle: str) -> tuple[ContainerSpec, bytes]:
     except OSError as error:
         raise InvalidRequest(f"cannot find the current directory: {cause(error)}") from error
     path = os.path.join(bundle, CONFIG_FILE)
-    content = read_file(path)
+    content = read_file(path, pipe=False)
     try:
         return parse(content, bundle), content
     except InvalidRequest as error:
@@ -96,16 +96,12 @@ def read(bundle: str) -> tuple[ContainerSpec, bytes]:
         raise InvalidRequest(text, remedy=error.remedy) from error
 
 
-def read_file(path: str) -> bytes:
-    """A JSON file that the caller names. Raises InvalidRequest."""
+def read_file(path: str, *, pipe: bool = True) -> bytes:
+    """A JSON file that the caller names. pipe: as in named_file. Raises InvalidRequest."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(CONFIG_BYTES + 1)
+        return named_file.read(path, CONFIG_BYTES, pipe=pipe)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {cause(error)}") from error
-    if len(content) > CONFIG_BYTES:
-        raise InvalidRequest(f"cannot read {path}: it is larger than {CONFIG_BYTES} bytes")
-    return content
 
 
 def parse(content: bytes, bundle: str) -> ContainerSpec:

@@ -16,13 +16,14 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from sealrun_runtime import installation
+from sealrun_runtime import installation, named_file
 from sealrun_runtime.bundle import explain
 from sealrun_runtime.errors import ConfigError, InvalidRequest, SealrunError, cause
 from sealrun_runtime.settings import Config, Setting, table
 
 OPERATOR_FILE: Final = "/etc/sealrun/sealrun.toml"
 DEFAULT: Final = "default"
+_FILE_BYTES: Final = 1 << 20
 
 
 class Origin(NamedTuple):
@@ -132,8 +133,7 @@ def toml_value(value: object) -> str:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(named_file.read(path, _FILE_BYTES).decode())
     except OSError as error:
         # A link that leads nowhere is no file that was left away: somebody's settings do not hold.
         if isinstance(error, FileNotFoundError) and not os.path.islink(path):

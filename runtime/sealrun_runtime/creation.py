@@ -144,6 +144,8 @@ def create(
 
     console_socket: where the master of the container's terminal goes; without one the caller gets
     it. Raises SealrunError; then nothing is left of the container."""
+    if pid_path:
+        pid_file.expect_place(pid_path)
     hold_back()
     open_files.provide()
     with sharing.open_sources(prepared.handover.container, prepared.plan) as sources:

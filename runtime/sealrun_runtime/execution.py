@@ -48,6 +48,8 @@ def execute(directory: store.Directory, request: Request, *, detached: bool) -> 
     Signals are held back from here to the process's end, but where they call the execution off or
     are passed on. Raises WrongState where the container does not run, Reported, HostError,
     InvalidRequest."""
+    if request.pid_path:
+        pid_file.expect_place(request.pid_path)
     hold_back()
     open_files.raise_limit()
     executed = _begin(directory, request)

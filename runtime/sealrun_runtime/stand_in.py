@@ -54,6 +54,7 @@ _READ: Final = (
     "exit ${code:-137}"
 )
 _DESCRIPTORS: Final = 2**31 - 1
+_NAMESPACE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # the bundle may name a fifo
 # Namespaces of their own that the stand-in has no use for are left to the guest.
 _OWN: Final = ("ipc", "uts", "network")
 _JOINED: Final = ("ipc", "uts", "network")
@@ -217,7 +218,7 @@ class _PathNamespaces:
                 self._close()
                 raise InvalidRequest(f"joining a {one.type} namespace by path is not supported")
             try:
-                self.descriptors[one.type] = os.open(one.path, os.O_RDONLY | os.O_CLOEXEC)
+                self.descriptors[one.type] = os.open(one.path, _NAMESPACE_FLAGS)
             except OSError as error:
                 self._close()
                 text = f"cannot open {one.type} namespace {one.path}: {cause(error)}"

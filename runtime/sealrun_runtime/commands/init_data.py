@@ -4,6 +4,7 @@ import sys
 
 from sealrun_protocol import init_data, limits
 
+from sealrun_runtime import named_file
 from sealrun_runtime.arguments import Invocation, parse
 from sealrun_runtime.errors import InvalidRequest, UsageError, cause
 
@@ -17,8 +18,7 @@ def run(invocation: Invocation, arguments: list[str]) -> int:
         raise UsageError("init-data needs one file")
     path = parsed.operands[0]
     try:
-        with open(path, "rb") as file:
-            text = file.read(limits.INIT_DATA_BYTES + 1)
+        text = named_file.read(path, limits.INIT_DATA_BYTES, pipe=True)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {cause(error)}") from error
     try:

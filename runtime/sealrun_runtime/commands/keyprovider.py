@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Final
 
+from sealrun_runtime import named_file
 from sealrun_runtime.arguments import Invocation, Parsed, parse
 from sealrun_runtime.errors import HostError, InvalidRequest, UsageError, cause
 from sealrun_runtime.keyprovider import exchange
@@ -26,6 +27,7 @@ OPTIONS: Final = {
     "name": "name=",
 }
 _REQUEST_BYTES: Final = 1 << 20
+_KEY_BYTES: Final = 64 << 10  # of an administrator's key, PEM
 
 
 def run(_invocation: Invocation, arguments: list[str]) -> int:
@@ -50,8 +52,7 @@ def _broker(parsed: Parsed) -> Broker | None:
     if not path:
         raise UsageError("keyprovider: --broker needs --admin-key FILE")
     try:
-        with open(path, "rb") as file:
-            key = file.read()
+        key = named_file.read(path, _KEY_BYTES, pipe=True)
     except OSError as error:
         raise HostError(f"cannot read {os.path.abspath(path)}: {cause(error)}") from error
     return Broker(url, key, parsed.value("ca"))

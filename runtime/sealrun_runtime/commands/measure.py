@@ -19,7 +19,7 @@ from sealrun_vmm.measurement.report import Measurement, Value
 from sealrun_vmm.spec import Accelerator, Tee, VmSpec
 from sealrun_vmm.tee import tpm, tpm_state
 
-from sealrun_runtime import config, installation, machine
+from sealrun_runtime import config, installation, machine, named_file
 from sealrun_runtime.arguments import Invocation, Parsed, parse
 from sealrun_runtime.errors import HostError, InvalidRequest, UsageError, cause
 from sealrun_runtime.machine import Tenant
@@ -118,8 +118,7 @@ def _tenant(path: str) -> Tenant:
     from sealrun_protocol import init_data
 
     try:
-        with open(path, "rb") as file:
-            parsed = init_data.parse(file.read(limits.INIT_DATA_BYTES + 1))
+        parsed = init_data.parse(named_file.read(path, limits.INIT_DATA_BYTES, pipe=True))
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {cause(error)}") from error
     except init_data.InitDataInvalid as error:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sealrun_protocol.resource_uri import ResourceName
 
+from sealrun_runtime import named_file
 from sealrun_runtime.errors import cause
 from sealrun_runtime.keyprovider.exchange import RequestInvalid, Wish
 from sealrun_runtime.keyprovider.packet import KEY_BYTES
@@ -115,8 +116,7 @@ class KeyStore:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            key = file.read(KEY_BYTES + 1)
+        key = named_file.read(path, KEY_BYTES, pipe=True)
     except OSError as error:
         raise RequestInvalid(f"cannot read the key {path}: {cause(error)}") from error
     if len(key) != KEY_BYTES:

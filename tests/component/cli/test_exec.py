@@ -110,6 +110,30 @@ def test_a_process_file_that_is_none(world: World, process: object, text: str) -
     assert not (world.root / "c1/requests").exists()
 
 
+def test_a_process_that_comes_through_a_pipe(world: World) -> None:
+    """As of `--process <(command)`. Nobody waits for one into which nobody writes."""
+    running(world)
+    path = world.tmp / "process.json"
+    os.mkfifo(path)
+    done = world("exec", "--process", str(path), "c1")
+    assert (done.returncode, done.stderr.count("\n")) == (255, 1)
+    assert done.stderr.startswith("sealrun: ")
+    reader, writer = os.pipe()
+    late = threading.Timer(
+        0.3, os.write, (writer, json.dumps(PROCESS | {"args": ["exit", "5"]}).encode())
+    )
+    closing = threading.Timer(0.5, os.close, (writer,))
+    late.start()
+    closing.start()
+    try:
+        done = world("exec", "--process", f"/proc/{os.getpid()}/fd/{reader}", "c1")
+        assert done.returncode == 5, done.stderr
+    finally:
+        late.join()
+        closing.join()
+        os.close(reader)
+
+
 def test_a_missing_program(world: World) -> None:
     """Podman takes 127 from the words, also where the guest tells no more than the kind."""
     running(world)

@@ -113,6 +113,60 @@ def test_a_pid_file_that_cannot_be_written(world: World) -> None:
     world.assert_nothing_left()
 
 
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [("", "is a directory"), ("bundle/config.json/pid", "not a directory")],
+)
+def test_a_pid_file_that_cannot_be_one(world: World, place: str, cause: str) -> None:
+    """It is known before there is a VM, whose boot and pull may take minutes."""
+    path = world.tmp / place
+    bundle = world.bundle("helper")
+    before = sorted(os.listdir(world.tmp))
+    for verb in ("create", "run"):
+        done = world(verb, "-b", bundle, "--pid-file", str(path), "c1")
+        assert done.stderr == f"sealrun: cannot write pid file {path}: {cause}\n"
+        assert (done.returncode, world.error()) == (1, f"cannot write pid file {path}: {cause}")
+        world.assert_nothing_left()
+    assert set(os.listdir(world.tmp)) - {*before} <= {"log", "out", "err", "root"}
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_a_bundle_whose_configuration_is_a_pipe(world: World, verb: str) -> None:
+    """runc waits for ever for somebody to write."""
+    bundle = world.bundle()
+    config = f"{bundle}/config.json"
+    os.unlink(config)
+    os.mkfifo(config)
+    done = world(verb, "-b", bundle, "c1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"sealrun: cannot read {config}: it is a pipe, not a file\n"
+    assert os.listdir(world.root) == []
+
+
+def test_a_namespace_that_is_a_pipe(world: World) -> None:
+    os.mkfifo(world.tmp / "ns")
+    namespaces = [{"type": "network", "path": f"{world.tmp}/ns"}]
+    done = world("create", "-b", world.bundle(linux={"namespaces": namespaces}), "c1")
+    assert done.returncode == 1
+    assert "cannot start the stand-in: " in done.stderr
+    world.assert_nothing_left()
+
+
+def test_a_console_socket_that_is_none(world: World) -> None:
+    os.mkfifo(world.tmp / "pipe")
+    bundle = world.bundle(process={"args": ["sh"], "cwd": "/", "terminal": True})
+    for path, cause in (
+        (world.tmp / "pipe", "connection refused"),
+        (world.tmp / "log", "connection refused"),
+        (world.tmp / "missing", "it does not exist"),
+        (world.tmp, "connection refused"),
+    ):
+        done = world("create", "-b", bundle, "--console-socket", str(path), "c1")
+        assert done.stderr == f"sealrun: cannot send the terminal to {path}: {cause}\n"
+        assert done.returncode == 1
+        world.assert_nothing_left()
+
+
 def test_a_namespace_path_that_is_none(world: World) -> None:
     namespaces = [{"type": "network", "path": "/nowhere"}]
     done = world("create", "-b", world.bundle(linux={"namespaces": namespaces}), "c1")
