@@ -24,6 +24,9 @@ PORT_CLASS: Final = "/sys/class/virtio-ports"
 PORT_SECONDS: Final = 20
 VIRTIO_DEVICES: Final = "/sys/bus/virtio/devices"
 VSOCK_DEVICE: Final = "virtio-19"
+# Balloon, memory that is added, persistent memory: no VM whose memory is encrypted has them, since their pages
+# are the host's to take or to give. A host that shows one finds no driver.
+HOST_MEMORY: Final = frozenset(("virtio-5", "virtio-24", "virtio-27"))
 HOST_CID: Final = 2  # linux/vm_sockets.h
 
 # linux/mount.h
@@ -111,7 +114,7 @@ class Preparation:
         try:
             load_modules({"channel"})
             devices, tees = device_groups(), tee_groups()
-            load_modules({"container", *devices, *tees})
+            load_modules({"container", *drivers(devices, tees)})
             if tees:  # where their reports are asked for
                 _mount("configfs", "/sys/kernel/config", "configfs", _KERNEL_ONLY, "")
             self._port = open_channel(devices)
@@ -160,7 +163,12 @@ def load_modules(groups: Collection[str]) -> None:
 
 def load_drivers() -> None:
     """Load the modules of devices that came after the boot."""
-    load_modules(device_groups())
+    load_modules(drivers(device_groups(), tee_groups()))
+
+
+def drivers(devices: Collection[str], tees: Collection[str]) -> set[str]:
+    """The groups of modules for a VM with these devices and this TEE."""
+    return {*devices, *tees} - (HOST_MEMORY if tees else frozenset())
 
 
 def device_groups(directory: str = VIRTIO_DEVICES) -> set[str]:

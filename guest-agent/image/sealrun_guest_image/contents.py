@@ -47,10 +47,10 @@ MODULES: Final = {
         *("ghash_generic", "ctr", "gcm", "aesni_intel", "ghash_clmulni_intel"),
     ),
     "virtio-4": ("virtio_rng",),
-    "virtio-5": ("virtio_balloon",),
-    "virtio-24": ("virtio_mem",),
+    "virtio-5": ("virtio_balloon",),  # not where the VM's memory is encrypted
+    "virtio-24": ("virtio_mem",),  # not where the VM's memory is encrypted
     "virtio-26": ("virtiofs",),
-    "virtio-27": ("virtio_pmem", "nd_pmem"),
+    "virtio-27": ("virtio_pmem", "nd_pmem"),  # not where the VM's memory is encrypted
     # loaded where the CPU says that the VM has such a TEE
     "tee-snp": ("sev_guest",),
     "tee-tdx": ("tdx_guest",),

@@ -113,6 +113,28 @@ def test_the_devices_name_their_modules(tmp_path: Path) -> None:
     assert boot.device_groups(str(tmp_path)) == {"virtio-3", "virtio-26"}
 
 
+@pytest.mark.parametrize(
+    ("tees", "loaded"),
+    [
+        ((), {"virtio-2", "virtio-5", "virtio-24", "virtio-27"}),
+        (("tee-snp",), {"virtio-2", "tee-snp"}),
+        (("tee-tdx",), {"virtio-2", "tee-tdx"}),
+    ],
+)
+def test_a_tee_s_guest_has_no_driver_for_memory_of_the_host(
+    tees: tuple[str, ...], loaded: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at the boot nor for a device that comes later."""
+    devices = {"virtio-2", "virtio-5", "virtio-24", "virtio-27"}
+    assert boot.drivers(devices, tees) == loaded
+    asked: list[set[str]] = []
+    monkeypatch.setattr(boot, "device_groups", lambda: devices)
+    monkeypatch.setattr(boot, "tee_groups", lambda: set(tees))
+    monkeypatch.setattr(boot, "load_modules", asked.append)
+    boot.load_drivers()
+    assert asked == [loaded]
+
+
 def test_modules_load_in_order_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "order").write_text("channel a\nchannel b\nvirtio-1 x\nvirtio-2 x\nvirtio-2 y\n")
     loaded: list[str] = []
