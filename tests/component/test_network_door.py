@@ -183,6 +183,31 @@ def test_the_loopback_follows_the_address(place: Namespace, inside: Netns) -> No
         assert read_udp(nic.tap_fd, b"ping")[30:34] == socket.inet_aton("10.1.2.2")
 
 
+@pytest.mark.parametrize(
+    ("aim", "network"), [("127.0.0.1", "10.1.{}.2/24"), ("::1", "fd0{}::2/64")]
+)
+def test_the_loopback_follows_the_first_interface_to_and_fro(
+    place: Namespace, inside: Netns, outside: Netns, aim: str, network: str
+) -> None:
+    family, kind = (socket.AF_INET6, IPV6) if ":" in aim else (socket.AF_INET, IPV4)
+    netns.connect(inside, "eth1", outside, "far1")
+    for number in (0, 1):
+        inside(f"ip address add {network.format(number + 1)} dev eth{number} nodad")
+    taps = [nic.tap_fd for _, nic in place.look().plugged]
+    if family == socket.AF_INET6:
+        ipv6_is_ready(inside)
+    with program(inside, family) as client:
+        for number, change in enumerate(("", "del", "add", "del", "add")):
+            if change:
+                inside(f"ip address {change} {network.format(1)} dev eth0 nodad")
+                place.look()
+            text = f"ping {number}".encode()
+            client.sendto(text, (aim, 53))
+            address = network.format(2 if change == "del" else 1).partition("/")[0]
+            asked = read_udp(taps[change == "del"], text, kind)
+            assert socket.inet_pton(family, address) in asked[26:54]
+
+
 def test_the_vm_does_not_reach_the_namespaces_loopback(place: Namespace, inside: Netns) -> None:
     """What it sends there, to the tap's own hardware address, is nobody's."""
     inside("ip address add 10.1.1.2/24 dev eth0; ip address add fd01::2/64 dev eth0 nodad")

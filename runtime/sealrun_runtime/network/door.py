@@ -45,6 +45,12 @@ _PEERS: Final = {
 }
 """By the width of an address."""
 _LOOPBACK: Final = {4: b"\x7f", 16: bytes(15) + b"\1"}  # the first bytes of its addresses
+_LOOPBACK_ROUTES: Final = {
+    # two, as the kernel has them there
+    4: ((socket.inet_aton("127.0.0.0"), 8), (socket.inet_aton("127.0.0.1"), 32)),
+    16: ((socket.inet_pton(socket.AF_INET6, "::1"), 128),),
+}
+"""Destinations and their bits."""
 _FAMILY: Final = {4: socket.AF_INET, 16: socket.AF_INET6}
 _LINK_SCOPE: Final = 253  # RT_SCOPE_LINK
 _CONF, _ACCEPT_LOCAL = 1, 23  # IFLA_INET_CONF of linux/if_link.h, IPV4_DEVCONF_… of linux/ip.h
@@ -92,9 +98,15 @@ class Door:
         """To this address of those that it leads to. Raises OSError."""
         width = len(ip)
         translation.translate(self._tap, _LOOPBACK[width], width, ip)
-        self._route(_LOOPBACK[width].ljust(width, b"\0"), width, len(_LOOPBACK[width]) * 8)
-        if width == 4:  # the kernel has two routes there
-            self._route(socket.inet_aton("127.0.0.1"), width)
+        for destination, prefix in _LOOPBACK_ROUTES[width]:
+            self._route(destination, width, prefix)
+
+    def leave_loopback(self, width: int) -> None:
+        """Another door leads from there now, by routes that may stand behind this one's."""
+        for destination, prefix in _LOOPBACK_ROUTES[width]:
+            with contextlib.suppress(OSError):  # they went with the tap, or somebody took them away
+                body = self._route_body(destination, width, prefix)
+                self._netlink.change(Kind.DELETE_ROUTE, body)
 
     def routes(self, interface: str) -> list[Route]:
         """The VM's ways back, through its interface of that name."""
@@ -127,17 +139,19 @@ class Door:
 
     def _route(self, destination: bytes, width: int, prefix: int = 0) -> None:
         """prefix: in bits; a whole address without one."""
-        table = LOCAL_TABLE if width == 4 else precedence.TABLE
+        body = self._route_body(destination, width, prefix or width * 8)
         with contextlib.suppress(FileExistsError):
             # Neither REPLACE nor APPEND: it comes before the route that is there (ip route prepend).
-            self._netlink.change(
-                Kind.NEW_ROUTE,
-                route_body(_FAMILY[width], prefix or width * 8, scope=_scope(width), table=table)
-                + attribute(RouteAttribute.DESTINATION, destination)
-                + number(RouteAttribute.INTERFACE, self._tap)
-                + attribute(RouteAttribute.SOURCE, self._peers[width]),
-                Flag.CREATE,
-            )
+            self._netlink.change(Kind.NEW_ROUTE, body, Flag.CREATE)
+
+    def _route_body(self, destination: bytes, width: int, prefix: int) -> bytes:
+        table = LOCAL_TABLE if width == 4 else precedence.TABLE
+        return (
+            route_body(_FAMILY[width], prefix, scope=_scope(width), table=table)
+            + attribute(RouteAttribute.DESTINATION, destination)
+            + number(RouteAttribute.INTERFACE, self._tap)
+            + attribute(RouteAttribute.SOURCE, self._peers[width])
+        )
 
 
 def _scope(width: int) -> int:

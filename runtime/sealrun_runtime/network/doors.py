@@ -84,6 +84,9 @@ class Doors:
             except OSError as error:
                 self._tell(f"the loopback: {error.strerror}")
             else:
+                before = self._from_loopback.get(width)
+                if before is not None and before[0] is not way[0]:
+                    before[0].leave_loopback(width)
                 self._from_loopback[width] = way
 
     def _tell(self, what: str) -> None:
