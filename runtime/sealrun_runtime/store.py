@@ -282,7 +282,10 @@ def _make_root(root: str) -> None:
         if not parent:
             raise
         _make_root(parent)
-        posix.mkdir(root, 0o711)
+        try:  # noqa: SIM105 - contextlib costs 4 ms
+            posix.mkdir(root, 0o711)
+        except FileExistsError:  # another one came meanwhile
+            pass
 
 
 def _empty(directory: int, keep: tuple[str, ...] = ()) -> None:

@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_a_directory_is_private_and_taken_once(tmp_path: Path) -> None:
     directory.remove()
     assert store.containers(root) == []
     directory.close()
+
+
+def test_several_that_come_first_make_the_root_together(tmp_path: Path) -> None:
+    for turn in range(50):
+        root = str(tmp_path / f"{turn}/with/parents")
+        with ThreadPoolExecutor(8) as callers:
+            made = list(callers.map(partial(store.make_container, root), "abcdefgh"))
+        assert store.containers(root) == list("abcdefgh")
+        for one in made:
+            one.close()
 
 
 def test_an_unknown_container(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_kill_is_idempotent_and_the_end_is_noticed_at_once(tmp_path: Path) -> No
 
     status, seconds = asyncio.run(main())
     assert status == -signal.SIGKILL
-    assert seconds < 2  # no polling: a loaded machine needs a moment, a poll would need seconds
+    assert seconds < 5  # no polling: a loaded machine needs a moment, a poll would need seconds
 
 
 def test_a_cancelled_wait_leaves_the_others(tmp_path: Path) -> None:
