@@ -262,17 +262,20 @@ def test_a_stand_in_that_is_killed_takes_the_container_along(shim: Shim, guest: 
     assert "stand-in" in shim.annotation("exit-reason")
 
 
-@pytest.mark.parametrize("booted", [False, True])
-def test_a_create_whose_caller_goes_away_is_called_off(shim: Shim, booted: bool) -> None:
+@pytest.mark.parametrize("moment", ["unheard", "booting", "booted"])
+def test_a_create_whose_caller_goes_away_is_called_off(shim: Shim, moment: str) -> None:
     with shim.guest() as guest:
         vmm = shim.vmm
+        if moment == "unheard":
+            os.kill(shim.process.pid, signal.SIGSTOP)
         request = shim.create()
-        if booted:
+        if moment == "booted":
             guest.boot()
             guest.expect(messages.CreateContainer)
-        else:
+        elif moment == "booting":
             time.sleep(0.3)
         request.connection._socket.shutdown(2)
+        os.kill(shim.process.pid, signal.SIGCONT)
         wait(lambda: not alive(vmm))
         assert shim.gone() == 0
         assert shim.code() == 137

@@ -101,7 +101,8 @@ class Server:
             descriptors: list[int] = []
             try:
                 fields = await self._request(connection, descriptors)
-                if fields is None:
+                # Who was told that we stand still must not have it done later; a `create` is called off.
+                if fields is None or (fields[0] != "create" and _has_gone(connection)):
                     return
                 answer = await self._answer(connection, fields, descriptors)
             finally:
@@ -111,8 +112,7 @@ class Server:
                 _send(connection, *answer)
 
     async def _request(self, connection: socket.socket, descriptors: list[int]) -> list[str] | None:
-        """The request's fields; its descriptors are added to `descriptors`. None: there was none, or
-        whoever asked has gone: was told that we stand still, and must not have it done later."""
+        """The request's fields; its descriptors are added to `descriptors`. None: there was none."""
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await self._readable(connection)
@@ -127,9 +127,7 @@ class Server:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 descriptors.extend(numbers)
-        if not data or _has_gone(connection):
-            return None
-        return data.decode("utf-8", "surrogateescape").split("\0")
+        return data.decode("utf-8", "surrogateescape").split("\0") if data else None
 
     async def _answer(
         self, connection: socket.socket, fields: list[str], descriptors: list[int]
