@@ -148,6 +148,12 @@ def test_an_emulated_guest_has_a_clock_that_needs_no_calibration() -> None:
     assert "clocksource=acpi_pm" not in cmdline.base(Accelerator.KVM).split()
 
 
+@pytest.mark.parametrize("word", ["noreplace-smp", "initcall_blacklist=trace_eval_init"])
+def test_only_an_emulated_guest_leaves_work_of_the_kernel_out(word: str) -> None:
+    assert word in cmdline.base(Accelerator.TCG).split()
+    assert word not in cmdline.base(Accelerator.KVM).split()
+
+
 def test_only_a_guest_that_can_grow_goes_without_bounce_buffers() -> None:
     # A TEE's cannot grow, and all of its devices need them.
     words = cmdline.base(Accelerator.KVM)
