@@ -11,7 +11,6 @@ import os
 import textwrap
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -76,7 +75,7 @@ def check_annotations(annotations: Mapping[str, str], others: Collection[str]) -
     known = {*others, *(row.annotation for row in table().values() if row.annotation)}
     for name in annotations:
         if name.startswith(_OURS) and name not in known:
-            near = get_close_matches(name, known, n=1)
+            near = _nearest(name, known)
             raise InvalidRequest(
                 f"unknown annotation {name}",
                 remedy=f"did you mean {near[0]}?"
@@ -152,10 +151,17 @@ def _flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+def _nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> list[str]:
+    """At most one."""
+    from difflib import get_close_matches  # for errors only
+
+    return get_close_matches(name, known, n=1, cutoff=cutoff)
+
+
 def _known(key: str, settings: dict[str, Setting], path: str) -> Setting:
     if key in settings:
         return settings[key]
-    near = get_close_matches(key, settings, n=1, cutoff=0.5)
+    near = _nearest(key, settings, cutoff=0.5)
     # A key in the wrong section, or in none, is found by its last part.
     near = near or [name for name in settings if name.rpartition(".")[2] == key.rpartition(".")[2]]
     raise ConfigError(

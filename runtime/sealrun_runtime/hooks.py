@@ -8,11 +8,10 @@ PATH, no HOME. createContainer and startContainer belong to the guest.
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -21,6 +20,9 @@ from sealrun_runtime.arguments import Invocation
 from sealrun_runtime.errors import SealrunError, cause, describe, one_line
 from sealrun_runtime.log import Log
 from sealrun_runtime.oci_config import Hook
+
+if TYPE_CHECKING:
+    import subprocess
 
 _WORDS: Final = 512  # bytes of what a hook says before it fails that are passed on
 
@@ -50,6 +52,8 @@ def run(hook: Hook, name: str, state: bytes, *, enlist: Callable[[], None] = _no
     part, into the error's text. name: which hook it is. enlist: what it does first, so that it does not
     outlive the container where this process is killed. Raises HookFailed.
     """
+    import subprocess  # most containers have no hooks
+
     where = f"{name} hook {hook.path}"
 
     def begin() -> None:
@@ -107,6 +111,8 @@ def run_poststop(invocation: Invocation, content: bytes, state: bytes) -> None:
 
 
 def _wait(process: "subprocess.Popen[bytes]", hook: Hook, where: str) -> int:
+    import subprocess
+
     try:
         return process.wait(hook.timeout)
     except subprocess.TimeoutExpired as error:

@@ -28,7 +28,6 @@ compared with (`refuse_annotations_of_image`). Engines that keep no such storage
 containerd passes on those of the pod that its settings name, or of the command line.
 """
 
-import hashlib
 import os
 import re
 from typing import Final, Literal, NamedTuple, TypeVar
@@ -141,6 +140,8 @@ class StoredImage(NamedTuple):
         repositories = {repository(name) for name in self.known_as if not _is_local(name)}
         if repositories != {repository(self.name)}:
             return ""
+        import hashlib  # OpenSSL, seldom needed
+
         return f"sha256:{hashlib.sha256(self.manifest).hexdigest()}"
 
     def _decoded(self) -> _Manifest:

@@ -40,7 +40,8 @@ import sys
 bare = set(sys.modules)
 import posix
 def report(status):
-    loaded = sorted(set(sys.modules) - bare)
+    # None stands for one that must not be imported.
+    loaded = sorted(name for name, module in sys.modules.items() if module and name not in bare)
     posix.write(2, (" ".join([str(status), *loaded]) + "\\n").encode())
     exit(status)
 exit, posix._exit = posix._exit, report
@@ -90,6 +91,12 @@ def test_the_modules_of_a_hot_verb(verb: str, tmp_path: Path) -> None:
     status, modules = run(tmp_path, verb, "c1")
     assert status == 0
     assert modules == EXPECTED[verb]
+
+
+def test_create_reads_a_bundle_without_what_it_seldom_needs(tmp_path: Path) -> None:
+    _, modules = run(tmp_path, "create", "--bundle", str(tmp_path), "c1")
+    assert "sealrun_runtime.bundle" in modules
+    assert not modules & {"_hashlib", "difflib", "inspect", "subprocess"}
 
 
 def test_the_probe_sees_what_is_imported(tmp_path: Path) -> None:
