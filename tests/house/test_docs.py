@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from house import source_tree
 
+_TEST = re.compile(r"`((?:tests/[\w/.-]+|test_\w+)(?:\.py)?)`")
+_FUNCTION = re.compile(r"^(?:async )?def (test_\w+)", re.M)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]+)(?:#[^)]*)?\)")
 
 
@@ -17,6 +19,29 @@ def test_relative_links_lead_somewhere() -> None:
         if "://" not in target and not (path.parent / target).exists()
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_tests_that_documents_name_exist() -> None:
+    """Whoever reads a claim may look at what shows it: `tests/unit/x.py`, `test_file` or `test_function`."""
+    tests = [path for path in source_tree.files() if source_tree.name(path).startswith("tests/")]
+    known = {path.stem for path in tests} | {
+        function
+        for path in tests
+        if path.suffix == ".py"
+        for function in _FUNCTION.findall(path.read_text())
+    }
+    wrong = [
+        f"{source_tree.name(path)}: {name}"
+        for path in source_tree.files()
+        if path.suffix == ".md"
+        for name in _TEST.findall(path.read_text())
+        if not (_exists(name) if name.startswith("tests/") else name.removesuffix(".py") in known)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def _exists(path: str) -> bool:
+    return (source_tree.ROOT / path).exists()
 
 
 def test_the_readme_names_every_top_level_folder() -> None:

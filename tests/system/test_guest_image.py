@@ -231,6 +231,8 @@ def test_the_agent_says_hello_and_powers_off_on_request(spec: VmSpec, tmp_path: 
     async def main() -> tuple[messages.GuestMessage, MachineExit]:
         async with booted(spec, tmp_path) as guest:
             hello = await guest.receive()
+            status = Path(f"/proc/{guest.machine.pid}/status").read_text()
+            assert "\nSeccomp:\t2\n" in status, "QEMU filters its own system calls"
             await guest.send(messages.ShutdownSandbox(id=0))
             return hello, await asyncio.wait_for(guest.machine.wait(), 60)
 
