@@ -115,7 +115,7 @@ class Host:
 @pytest.fixture(scope="session")
 def simulated_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`sealrun` below a prefix, on the simulated hypervisor."""
-    return simulated.install(tmp_path_factory.mktemp("prefix"), boot_seconds=30)
+    return simulated.install(tmp_path_factory.mktemp("prefix"))
 
 
 @pytest.fixture
