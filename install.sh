@@ -315,23 +315,38 @@ place() {
     fi
 }
 
+# The program that a drop-in names, where it is another installation's, and is there.
+other_program() {
+    local named
+    named=$(grep -oEs -m 1 '"/[^"]*/bin/sealrun"' "$1" | tr -d '"') || return 0
+    if [[ $named != "$prefix/bin/sealrun" && -e $named ]]; then printf '%s\n' "$named"; fi
+}
+
+# Writes standard input to the drop-in $1. An engine knows sealrun by one name, which is then this installation's.
+place_drop_in() {
+    local other
+    other=$(other_program "$1")
+    place "$1"
+    if [[ -n $other ]]; then say "which named $other until now: an engine knows one installation by that name, and it is this one"; fi
+}
+
 with_prefix() { sed "s|/usr/local/bin/|$prefix/bin/|" "$here/config/$1"; }
 
 # CRI-O's drop-in goes where it looks, on a machine that has its directory, and so does that of containerd 2. containerd
 # before version 2 merges no drop-in with its own settings, and does not start with one of version 3; a RuntimeClass is the
 # cluster's: these are for the administrator to take.
 install_drop_ins() {
-    with_prefix containers.conf.d/50-sealrun.conf | place "$dropin"
+    with_prefix containers.conf.d/50-sealrun.conf | place_drop_in "$dropin"
     local name
     for name in containerd/{,50-}sealrun.toml crio/50-sealrun.conf kubernetes/runtime-class.yaml; do
         with_prefix "$name" | place "$share/$name"
     done
     if [[ -d $sysconfdir/crio ]]; then
-        place "$crio_dropin" <"$share/crio/50-sealrun.conf"
+        place_drop_in "$crio_dropin" <"$share/crio/50-sealrun.conf"
         say "CRI-O knows it after a restart: handler sealrun-kata"
     fi
     if [[ -d ${containerd_dropin%/*} ]] && grep -Eqs '^ *version *= *[3-9]' "$sysconfdir/containerd/config.toml"; then
-        place "$containerd_dropin" <"$share/containerd/50-sealrun.toml"
+        place_drop_in "$containerd_dropin" <"$share/containerd/50-sealrun.toml"
         say "containerd knows it after a restart, if its config.toml imports ${containerd_dropin%/*}/*.toml: handler sealrun-kata"
     elif [[ -d $sysconfdir/containerd ]]; then
         say "for Kubernetes on containerd 1: append $share/containerd/sealrun.toml to $sysconfdir/containerd/config.toml"
@@ -389,9 +404,11 @@ uninstall() {
             remove_path "$prefix/bin/$name"
         fi
     done
-    remove_path "$dropin"
-    remove_path "$crio_dropin"
-    remove_path "$containerd_dropin"
+    local file other
+    for file in "$dropin" "$crio_dropin" "$containerd_dropin"; do
+        other=$(other_program "$file")
+        if [[ -n $other ]]; then say "left $file: it names $other"; else remove_path "$file"; fi
+    done
     remove_path "$share"
     remove_path "$lib"
     remove_path "$prefix/lib/.sealrun.new"   # of an installation that was killed

@@ -102,6 +102,27 @@ def test_it_runs_and_its_bytecode_is_there(machine: Machine) -> None:
     assert not (library / "guest-agent/sealrun_agent").exists(), "the agent is the guest's alone"
 
 
+def test_who_leaves_takes_only_its_own(tmp_path: Path) -> None:
+    """Drop-ins that name this installation, another one, and one that is gone."""
+    programs = {
+        "containers/containers.conf.d/50-sealrun.conf": tmp_path / "other/bin/sealrun",
+        "crio/crio.conf.d/50-sealrun.conf": tmp_path / "prefix/bin/sealrun",
+        "containerd/conf.d/50-sealrun.toml": tmp_path / "gone/bin/sealrun",
+    }
+    other, *_ = programs.values()
+    other.parent.mkdir(parents=True)
+    other.touch()
+    for name, program in programs.items():
+        file = tmp_path / "sysconfdir" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f'x = 1\nsealrun = ["{program}"]\n')
+    done = Machine(CHECKOUT, tmp_path).install("--uninstall")
+    assert done.returncode == 0, done.stderr
+    (left,) = (path for path in (tmp_path / "sysconfdir").rglob("*") if path.is_file())
+    assert str(other) in left.read_text()
+    assert f"left {left}: it names {other}" in done.stdout
+
+
 def test_again_it_changes_nothing(machine: Machine) -> None:
     before = machine.tree()
     done = machine.install()
@@ -142,12 +163,23 @@ def test_whoever_calls_during_an_update_meets_a_whole_program(machine: Machine) 
     assert installed.read_text().endswith("# changed\n")
 
 
-def test_what_an_interrupted_run_left_does_no_harm(machine: Machine) -> None:
+def test_what_others_left(machine: Machine, tmp_path: Path) -> None:
+    """A run that was interrupted: its halves do no harm. Another installation: an engine knows one by name,
+    and the later says whose place it takes."""
+    dropin = machine.root / "sysconfdir/containers/containers.conf.d/50-sealrun.conf"
+    other = tmp_path / "prefix/bin/sealrun"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    text = dropin.read_text()
+    dropin.write_text(text.replace(f"{machine.prefix}/bin/sealrun", str(other)))
     for name in ("lib/.sealrun.new", "share/sealrun/.guest.new"):
         (machine.prefix / name).mkdir()
         (machine.prefix / name / "half").write_text("half")
     (machine.prefix / "lib/sealrun/.digest").write_text("of something else\n")
-    assert machine.install().returncode == 0
+    done = machine.install()
+    assert done.returncode == 0, done.stderr
+    assert f"which named {other} until now" in done.stdout
+    assert dropin.read_text() == text
     assert machine.sealrun().returncode == 0
     assert not list(machine.prefix.rglob("*.new"))
     assert not list(machine.prefix.rglob("half"))
