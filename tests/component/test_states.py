@@ -72,9 +72,9 @@ class Subject:
         state = self.runtime.state("c1")
         return ABSENT if state is None else str(state["status"])
 
-    def settled(self, wanted: str) -> str:
+    def settled(self, wanted: str, seconds: float = 5) -> str:
         """The status, once it is `wanted` or will not be."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + seconds
         while (found := self.status()) != wanted and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
@@ -92,7 +92,7 @@ class Subject:
         for step in steps:
             done = self.call(step)
             assert done.ok, f"{self.name} {step}: {done.stderr}"
-        assert self.settled(state) == state
+        assert self.settled(state, 60) == state
 
     def outcomes(self, state: str) -> dict[str, Outcome]:
         """What every verb does to a container in this state."""
