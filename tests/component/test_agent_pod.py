@@ -2,10 +2,11 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
-from fixtures.agent import Host, agent, config
+from fixtures.agent import SECONDS, Host, agent, config
 from sealrun_protocol import messages
 from sealrun_protocol.errors import ErrorCode
 
@@ -72,6 +73,16 @@ def test_host_name(host: Host) -> None:
         assert host.output[4] == name
 
 
+def wait_for_sleepers(host: Host, count: int) -> str:
+    """Until a container that sees the others' processes sees so many; all that it sees."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        seen = say(host, "ps", "look", "pid")
+        if len(re.findall(r"root +sleep 2000$", seen, re.M)) == count:
+            return seen
+        assert time.monotonic() < deadline, seen
+
+
 def test_processes_are_seen_and_outlive_only_their_own_container(host: Host) -> None:
     for name in ("a", "b"):
         made = host.create(
@@ -80,14 +91,10 @@ def test_processes_are_seen_and_outlive_only_their_own_container(host: Host) -> 
         )
         assert isinstance(made, messages.Done), made
         host.start(name)
-    seen = say(host, "ps", "look", "pid")
-    assert len(re.findall(r"root +sleep 2000$", seen, re.M)) == 2
+    wait_for_sleepers(host, 2)
     host.request(messages.SignalContainer, container="a", signal=9)
     assert host.exit_code("a") == 137
-    left = say(host, "sleep 0.2; ps", "look", "pid")
-    assert len(re.findall(r"root +sleep 2000$", left, re.M)) == 1, (
-        "what a left behind ended with it"
-    )
+    left = wait_for_sleepers(host, 1)  # what a left behind ends with it
     assert "sealrun" not in left, "the agent is not among them"
     for name in ("a", "b"):
         assert isinstance(host.delete(name), messages.Done)
