@@ -119,18 +119,18 @@ def test_a_process_that_comes_through_a_pipe(world: World) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (255, 1)
     assert done.stderr.startswith("sealrun: ")
     reader, writer = os.pipe()
-    late = threading.Timer(
-        0.3, os.write, (writer, json.dumps(PROCESS | {"args": ["exit", "5"]}).encode())
-    )
-    closing = threading.Timer(0.5, os.close, (writer,))
+
+    def write() -> None:
+        os.write(writer, json.dumps(PROCESS | {"args": ["exit", "5"]}).encode())
+        os.close(writer)
+
+    late = threading.Timer(0.3, write)
     late.start()
-    closing.start()
     try:
         done = world("exec", "--process", f"/proc/{os.getpid()}/fd/{reader}", "c1")
         assert done.returncode == 5, done.stderr
     finally:
         late.join()
-        closing.join()
         os.close(reader)
 
 
