@@ -224,6 +224,18 @@ def test_nothing_but_the_wanted_is_in_the_image(unpacked: Path) -> None:
     assert not {path for path in paths if "/test/" in path or "/tests/" in path}
 
 
+def test_the_image_says_its_age(unpacked: Path) -> None:
+    """As the agent in it looks it up: its files have no times of their own."""
+    code = (
+        "import sys; sys.path.insert(0, '/usr/lib/sealrun')\n"
+        "from sealrun_agent import clock; print(open(clock.NEWEST).read())\n"
+    )
+    command = ["chroot", str(unpacked), "/usr/bin/python3.11", "-IS", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert 1_700_000_000 < int(result.stdout) < time.time()
+
+
 # --- the boot ------------------------------------------------------------------------------------
 
 
@@ -233,7 +245,9 @@ def test_the_agent_says_hello_and_powers_off_on_request(spec: VmSpec, tmp_path: 
             hello = await guest.receive()
             status = Path(f"/proc/{guest.machine.pid}/status").read_text()
             assert "\nSeccomp:\t2\n" in status, "QEMU filters its own system calls"
-            await guest.send(messages.ShutdownSandbox(id=0))
+            await guest.send(messages.ConfigureSandbox(id=0, init_data=b"", hostname="", time_ns=0))
+            assert await guest.receive() == messages.Done(id=0)
+            await guest.send(messages.ShutdownSandbox(id=1))
             return hello, await asyncio.wait_for(guest.machine.wait(), 60)
 
     hello, ended = asyncio.run(main())

@@ -135,7 +135,7 @@ def contents(package: Package, directory: str) -> Iterator[tuple[str, Entry]]:
                 if member.isfile():
                     stream = archive.extractfile(member)
                     assert stream is not None
-                    yield path, File(stream.read(), member.mode & 0o755)
+                    yield path, File(stream.read(), member.mode & 0o755, int(member.mtime))
                 elif member.issym():
                     yield path, Link(_merged_target(member.linkname))
                 elif member.islnk():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sealrun_guest_image import apt, bytecode, contents, elf, kernel, wheels
 from sealrun_guest_image.errors import BuildError
-from sealrun_guest_image.tree import Device, Directory, File, Link, Tree
+from sealrun_guest_image.tree import Device, Directory, Entry, File, Link, Tree
 
 VMLINUX = "vmlinux"
 BZIMAGE = "vmlinuz"
@@ -50,10 +50,12 @@ class _Debian:
         self._tree = Tree()
         self._origin: dict[str, str] = {}
         self.contributors: set[str] = set()
+        self.newest = 0
         for package in sources.packages:
             for path, entry in apt.contents(package, sources.package_directory):
                 self._tree.add(path, entry)
                 self._origin[path] = package.name
+                self.newest = max(self.newest, _changed(entry))
 
     def __contains__(self, path: str) -> bool:
         return path in self._tree
@@ -83,7 +85,9 @@ def assemble(sources: Sources) -> Image:
     modules = [*_stdlib(debian), *chain.from_iterable(from_wheels.values()), *_own(sources.own)]
     _add_python(tree, modules)
     _add_libraries(tree, debian)
-    bzimage = _add_kernel_modules(tree, sources)
+    bzimage, newest = _add_kernel_modules(tree, sources)
+    # Not the time of the build: the same inputs give the same image.
+    tree.add(contents.NEWEST, File(b"%d\n" % max(newest, debian.newest)))
     bare = kernel.vmlinux(bzimage)
     file, name = (bzimage, BZIMAGE) if bare is None else (bare, VMLINUX)
     contributors = debian.contributors | {file for file, taken in from_wheels.items() if taken}
@@ -208,13 +212,18 @@ def _ca_bundle(debian: _Debian) -> bytes:
     return b"".join(debian.take(path).rstrip(b"\n") + b"\n" for path in paths)
 
 
-def _add_kernel_modules(tree: Tree, sources: Sources) -> bytes:
-    """Adds the modules and their order; returns the kernel's bzImage."""
-    bzimage = b""
+def _changed(entry: Entry) -> int:
+    return entry.changed if isinstance(entry, File) else 0
+
+
+def _add_kernel_modules(tree: Tree, sources: Sources) -> tuple[bytes, int]:
+    """Adds the modules and their order; returns the kernel's bzImage, and the date of the newest file."""
+    bzimage, newest = b"", 0
     builtin: set[str] = set()
     modules: dict[str, bytes] = {}
     for path, entry in apt.contents(sources.kernel_package, sources.package_directory):
         file = path.rpartition("/")[2]
+        newest = max(newest, _changed(entry))
         if not isinstance(entry, File):
             continue
         if path.startswith("boot/vmlinuz-"):
@@ -229,7 +238,7 @@ def _add_kernel_modules(tree: Tree, sources: Sources) -> bytes:
         elif file.endswith(".ko.xz"):
             modules[kernel.canonical(file.removesuffix(".xz"))] = entry.data
     _add_modules(tree, modules, builtin)
-    return bzimage
+    return bzimage, newest
 
 
 def _add_modules(tree: Tree, modules: dict[str, bytes], builtin: set[str]) -> None:

@@ -150,6 +150,8 @@ ENCODINGS: Final = frozenset(
 OUR_PACKAGES: Final = ("sealrun_protocol", "sealrun_agent")
 OUR_DIRECTORY: Final = "usr/lib/sealrun/"
 MODULE_DIRECTORY: Final = "usr/lib/sealrun/modules/"
+NEWEST: Final = "usr/lib/sealrun/newest"
+"""The date of the newest file of Debian's packages, before which the guest's clock is not set."""
 
 DIRECTORIES: Final = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777}
 LINKS: Final = {"bin": "usr/bin", "sbin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}

@@ -26,7 +26,7 @@ def _chunks(tree: Tree) -> Iterator[bytes]:
 
 def _record(path: str, inode: int, entry: Entry) -> bytes:
     match entry:
-        case File(data, mode):
+        case File(data=data, mode=mode):
             header = _header(path, inode, stat.S_IFREG | mode, size=len(data))
             return header + data + _padding(len(data))
         case Link(target):

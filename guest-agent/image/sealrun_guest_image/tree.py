@@ -10,10 +10,11 @@ from sealrun_guest_image.errors import BuildError
 
 
 class File(NamedTuple):
-    """A regular file."""
+    """A regular file. changed: when a package says that was, in seconds since 1970; no part of the image."""
 
     data: bytes
     mode: int = 0o644
+    changed: int = 0
 
 
 class Directory(NamedTuple):

@@ -1,10 +1,11 @@
 """The VM's clock follows the host's, and is not turned back by it."""
 
-import os
 import time
+from pathlib import Path
 
 import pytest
 from sealrun_agent import clock
+from sealrun_guest_image import contents
 from sealrun_protocol import limits
 
 NOW = 1_800_000_000 * 10**9
@@ -33,7 +34,32 @@ def test_it_is_not_turned_back_and_not_moved_by_what_a_message_takes(
     assert taken == []
 
 
-def test_at_first_it_is_not_before_the_guest_image_was_built(taken: list[int]) -> None:
-    clock.set_first(NOW + 5)
-    clock.set_first(1)
-    assert taken == [NOW + 5, os.stat(clock.__file__).st_mtime_ns]
+def test_at_first_it_is_not_before_the_guest_image_s_packages(
+    taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = tmp_path / "newest"
+    monkeypatch.setattr(clock, "NEWEST", str(newest))
+    newest.write_text("1700000000\n")
+    for host_time in (NOW, 1_700_000_000 * 10**9 + 1, 1_700_000_000 * 10**9 - 1, 1, 0, -1):
+        clock.set_first(host_time)
+    assert taken == [NOW, 1_700_000_000 * 10**9 + 1, *[1_700_000_000 * 10**9] * 4]
+
+
+@pytest.mark.parametrize("content", [None, "", "soon\n"])
+def test_an_image_that_does_not_say_its_age_does_not_run(
+    taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    monkeypatch.setattr(clock, "NEWEST", str(tmp_path / "newest"))
+    if content is not None:
+        (tmp_path / "newest").write_text(content)
+    with pytest.raises((OSError, ValueError)):
+        clock.set_first(NOW)
+    assert taken == []
+
+
+def test_it_is_looked_for_where_the_image_has_it() -> None:
+    """There `__file__` is that of the bytecode."""
+    ours = Path(clock.__file__).parents[1]
+    assert Path("/", contents.OUR_DIRECTORY, Path(clock.NEWEST).relative_to(ours)) == Path(
+        "/", contents.NEWEST
+    )
