@@ -111,6 +111,9 @@ def test_what_the_tenant_does_not_name_is_refused(host: Host, kind: str) -> None
         assert text.endswith(
             "runs in the guest, and [container] of the init-data does not allow it"
         )
+    another = hook(SLEEP) | {"args": ["rm", *SLEEP[1:]]}
+    text = failed(create(host, {kind: [another]}, "sh"), ErrorCode.POLICY_DENIED)
+    assert text.startswith(f"hooks.{kind}[0].args[0]: it is called 'rm'")
     hooks = {kind: [hook(START), hook(START, env=["WHO=x", "LD_PRELOAD=/x"])]}
     text = failed(create(host, hooks, "sh"), ErrorCode.POLICY_DENIED)
     assert text.startswith(f"hooks.{kind}[1].env[1]: the host may not set 'LD_PRELOAD'")

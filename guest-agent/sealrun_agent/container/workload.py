@@ -11,6 +11,8 @@ there is an init-data, unless its [container] says `insecure_any_process`:
 - mounts: where engines always mount something of the kernel's or empty, or a file that the host
   prepares (names of hosts, secrets), and where `[host]` says `insecure_shared_directories`, and
   nowhere else: a mount can hide a file of the image;
+- masked paths: of /proc and /sys, and where the host may share directories: a mask hides a file as a mount does;
+- device nodes: none under the name of another one (/dev/zero as /dev/urandom would give no random bytes);
 - volumes of the sandbox's own: where the image declares one, which then begins with the image's content,
   where `volumes` says so, and in the usual places for empty ones;
 - block devices of the host: only where `[host]` says `insecure_block_devices`;
@@ -20,22 +22,23 @@ there is an init-data, unless its [container] says `insecure_any_process`:
   written goes nowhere; a terminal is refused.
 
 Hooks that run in the guest (createContainer, startContainer) are programs of the host's choice with the
-rights of the guest's root: they have to be in `hooks`, whole, also under `insecure_any_process` and where
+rights of the guest's root: they have to be in `hooks`, whole, and are called by their own names, also under `insecure_any_process` and where
 there is no init-data.
 
 What the host chooses all the same (limits, capabilities, seccomp, host names) makes a container
 weaker or stops it, and does not read it.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import msgspec
-from sealrun_protocol import init_data
+from sealrun_protocol import devices, init_data
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent.container.mounts import VOLUME
-from sealrun_agent.container.runtime_spec import Hooks, Process, Spec, User
+from sealrun_agent.container.runtime_spec import Hooks, Linux, Process, Spec, User
 from sealrun_agent.container.spec import Accepted
 from sealrun_agent.errors import StartError
 
@@ -50,6 +53,7 @@ _MOUNT_POINTS: Final = frozenset(
         *_EMPTY,
     )
 )
+_KERNEL_S_FILE: Final = re.compile(r"/+(proc|sys)/+[^/].*", re.DOTALL)
 _SECRETS: Final = "/run/secrets/"
 _LAST_WORDS: Final = (
     "/dev/termination-log"  # Kubernetes' default place; no image has anything in /dev
@@ -122,6 +126,7 @@ def restrict(spec: Spec, program: Program, tenant: Tenant) -> Spec:
         known = place in _MOUNT_POINTS or place.startswith(_SECRETS)
         if not known and not tenant.host.may_share_at(place):
             raise _denied(f"mounts[{index}]", f"nothing may be mounted at {place!a}")
+    _check_names(spec.linux, tenant.host)
     process = msgspec.structs.replace(
         given,
         env=_environment(given, program, wishes.environment),
@@ -134,6 +139,18 @@ def restrict(spec: Spec, program: Program, tenant: Tenant) -> Spec:
         ),
     )
     return msgspec.structs.replace(spec, process=process)
+
+
+def _check_names(linux: Linux, host: init_data.Host) -> None:
+    """What would hide a file, or a device, behind another one. Raises StartError(POLICY_DENIED)."""
+    for index, path in enumerate(linux.maskedPaths or ()):
+        if not _KERNEL_S_FILE.fullmatch(path) and not host.may_share_at(path):
+            raise _denied(f"linux.maskedPaths[{index}]", f"nothing may be hidden at {path!a:.300}")
+    for index, device in enumerate(linux.devices or ()):
+        if not devices.has_its_own_name(device.path, device.type, device.major, device.minor):
+            raise _denied(
+                f"linux.devices[{index}]", f"another device is called {device.path!a:.300}"
+            )
 
 
 def check_volumes(accepted: Accepted, program: Program, tenant: Tenant) -> Accepted:
@@ -168,6 +185,10 @@ def check_hooks(spec: Spec, tenant: Tenant | None) -> None:
             command = (hook.path, *(hook.args or ())[1:])
             if command not in allowed:
                 raise _denied(path, f"{_shown(command)} runs in the guest")
+            called = (hook.args or (hook.path,))[0]
+            if called not in (hook.path, hook.path.rpartition("/")[2]):
+                # Some programs are another one by another name (busybox).
+                raise _denied(f"{path}.args[0]", f"it is called {called!a:.100}")
             for number, variable in enumerate(hook.env or ()):
                 name, _ = _split(variable)
                 if not any(_matches(pattern, name) for pattern in names):

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import msgspec
 import pytest
-from sealrun_agent.container.runtime_spec import Linux, Mount, Process, Root, Spec, User
+from sealrun_agent.container.runtime_spec import Device, Linux, Mount, Process, Root, Spec, User
 from sealrun_agent.container.spec import Accepted, OwnVolume
 from sealrun_agent.container.workload import (
     Program,
@@ -85,6 +86,33 @@ def test_mounts_stand_where_engines_always_have_them_or_where_the_tenant_says() 
     for kind in ("tmpfs", "bind"):
         restrict(spec(Mount("/data/sub", kind)), PROGRAM, tenant("/data"))
         denial(spec(Mount("/database", kind)), tenant("/data"))
+
+
+@pytest.mark.parametrize(
+    ("linux", "why"),
+    [
+        ({"maskedPaths": ("/proc/kcore", "/sys/firmware", "/proc/scsi")}, ""),
+        ({"maskedPaths": ("/proc/kcore", "/etc/app.conf")}, "linux.maskedPaths[1]: nothing may be"),
+        ({"maskedPaths": ("/",)}, "nothing may be hidden at '/'"),
+        ({"maskedPaths": ("/process",)}, "nothing may be hidden at '/process'"),
+        ({"maskedPaths": ("/shared/x",)}, ""),
+        ({"devices": (Device("/dev/urandom", "c", 1, 9), Device("/dev/mine", "c", 1, 5))}, ""),
+        ({"devices": (Device("/dev/urandom", "c", 1, 5),)}, "linux.devices[0]: another device is"),
+        ({"devices": (Device("/dev//urandom/", "u", 1, 5),)}, "is called '/dev//urandom/'"),
+        ({"devices": (Device("/dev/random", "b", 1, 8),)}, "another device is called"),
+        ({"devices": (Device("/dev/null", "p"),)}, "another device is called"),
+    ],
+)
+def test_no_file_is_masked_and_no_device_has_another_s_name(
+    linux: dict[str, Any], why: str
+) -> None:
+    given = msgspec.structs.replace(spec(), linux=Linux(**linux))
+    allowed = tenant("/shared/x")
+    if why:
+        assert why in denial(given, allowed)
+    else:
+        assert restrict(given, PROGRAM, allowed).linux == given.linux
+    assert restrict(given, PROGRAM, tenant(insecure_any_process=True)) is given
 
 
 def test_directories_of_the_host_are_the_tenant_s_to_allow() -> None:
