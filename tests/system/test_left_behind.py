@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.podman, pytest.mark.registry, pytest.m
 KILLED = 137
 VICTIMS = {
     "shim": "/runtime/bin/sealrun-shim",
-    "vmm": "qemu-system",
+    "vmm": "qemu-system-x86_64 -name guest=",  # not one that is asked what it is
     "stand-in": "sealrun-stand-in",
 }
 

@@ -137,7 +137,7 @@ def test_a_process_dies_while_the_vm_boots(
     creating = threading.Thread(target=lambda: ended.append(runtime.create(bundle, container)))
     creating.start()
     deadline = time.monotonic() + 60
-    while not (traces.processes(container, "swtpm") and traces.processes(container, victim)):
+    while not (traces.processes(container, "--tpmstate") and traces.processes(container, victim)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(traces.processes(container, victim)[0], signal.SIGKILL)

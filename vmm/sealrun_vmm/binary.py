@@ -107,6 +107,7 @@ def _start(path: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Raises OSError."""
     return subprocess.Popen(
         [path, *arguments],
+        cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,  # where QEMU lists its TPMs
