@@ -226,6 +226,39 @@ def test_a_symlink_is_replaced_and_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "inside").exists()
 
 
+def test_a_name_that_leads_elsewhere_since_it_was_replaced(tmp_path: Path) -> None:
+    """No descriptor of what was there before is used."""
+    layer = fill(
+        tmp_path / "l",
+        [
+            layers.file("d/e/x", b"1"),
+            layers.symlink("d", "new"),
+            layers.directory("new/e"),
+            layers.file("d/e/y", b"2"),
+        ],
+    )
+    assert names(layer) == {"d", "new", "new/e", "new/e/y"}
+
+
+def test_a_link_that_waited_for_its_target_goes_with_its_directory(tmp_path: Path) -> None:
+    link = layers.link("d/l", "in/no/layer")
+    layer = fill(tmp_path / "l", [layers.directory("d"), link, layers.file("d", b"1")])
+    assert names(layer) == {"d"}
+
+
+def test_lower_layers_are_looked_into_when_they_are_complete(tmp_path: Path) -> None:
+    below, layer = tmp_path / "below", tmp_path / "l"
+    below.mkdir()
+    layer.mkdir()
+
+    def complete() -> None:
+        (below / "f").write_bytes(b"1")
+
+    tar = layers.tar([layers.link("l", "f")])
+    unpack(chunked(tar), str(layer), [str(below)], "layer x", complete)
+    assert (layer / "l").read_bytes() == b"1"
+
+
 def test_later_entries_replace_earlier_ones(tmp_path: Path) -> None:
     layer = fill(
         tmp_path / "l",

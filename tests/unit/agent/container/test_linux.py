@@ -108,6 +108,15 @@ def users(mappings: list[dict[str, int]]) -> dict[str, Any]:
             },
             "linux.seccomp.syscalls[0].action: 'SCMP_ACT_TRACE' is not accepted",
         ),
+        (
+            {
+                "seccomp": {
+                    "defaultAction": "SCMP_ACT_ALLOW",
+                    "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+                }
+            },
+            "linux.seccomp.flags[0]: 'SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV' is not accepted",
+        ),
     ],
 )
 def test_refused_in_linux(part: dict[str, Any], text: str) -> None:

@@ -94,6 +94,13 @@ def test_what_podman_adds_to_mounts_for_itself() -> None:
     assert mounts[1]["options"] == ["rbind"]
 
 
+def test_an_empty_file_over_the_image_s_users_hides_them() -> None:
+    """Where it was left out, as an engine's own copy is, the image's would be seen again."""
+    hidden = mount("/etc/passwd", "bind", "bind", "ro", source="/dev/null")
+    (kept,) = accept(changed(mounts=[hidden]))["mounts"]
+    assert (kept["destination"], kept["source"]) == ("/etc/passwd", "/dev/null")
+
+
 def test_a_shared_root_without_dev_gets_one_of_the_guest_s() -> None:
     document = changed(mounts=[mount("/proc", "proc")])
     assert [entry["destination"] for entry in accept(document)["mounts"]] == ["/proc"]

@@ -147,6 +147,10 @@ def test_containerd_s_example() -> None:
             "process.rlimits[1]: 'RLIMIT_NOFILE' is not a limit to set once",
         ),
         (
+            changed(process={"rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}),
+            "process.rlimits[0]: 'RLIMIT_CPU' is not a limit to set once",
+        ),
+        (
             changed(process={"rlimits": [{"type": "RLIMIT_CPU", "soft": 1, "hard": 2**64}]}),
             "process.rlimits[0].hard: it does not fit into 64 bits",
         ),

@@ -47,6 +47,13 @@ def denial(given: Spec, by: Tenant) -> str:
     return str(caught.value)
 
 
+def test_what_engines_always_set_gives_way_to_the_image_s() -> None:
+    program = PROGRAM._replace(env=("TERM=image",))
+    process = restrict(spec(env=("TERM=host",)), program, tenant()).process
+    assert "TERM=image" in (process.env or ())
+    assert "TERM=host" not in (process.env or ())
+
+
 def test_the_process_is_the_image_s() -> None:
     given = spec(env=("TERM=x", "PATH=/evil", "HOSTNAME=h"))
     process = restrict(given, PROGRAM, tenant()).process
