@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from sealrun_protocol import disk_names
 from sealrun_protocol.errors import ErrorCode
-from sealrun_protocol.messages import pmem_name
 
 from sealrun_agent.errors import StartError
 
-SCRATCH: Final = "scratch"
-"""The serial of the one that is the guest's own."""
 BLOCKS: Final = "/sys/block"
 SECONDS: Final = 30.0  # for one to appear, under emulation on a loaded machine
 _POLL_SECONDS: Final = 0.02
@@ -36,7 +34,7 @@ def _name(place: str) -> str:
     """Raises OSError, ValueError."""
     if os.path.basename(place).startswith("pmem"):
         # Of the region that its namespace lies in, whatever the namespace holds.
-        return pmem_name(int(_read(f"{place}/device/../resource"), 16))
+        return disk_names.pmem(int(_read(f"{place}/device/../resource"), 16))
     return _read(f"{place}/serial")
 
 

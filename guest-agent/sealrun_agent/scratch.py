@@ -21,6 +21,7 @@ import signal
 import struct
 from typing import Final
 
+from sealrun_protocol import disk_names
 from sealrun_protocol.errors import ErrorCode
 
 from sealrun_agent import device_mapper, disks, syscall
@@ -56,7 +57,7 @@ _MKFS_SECONDS: Final = 60.0
 
 def find(directory: str = disks.BLOCKS) -> str:
     """The node of the disk; empty where the VM has none."""
-    name = disks.find(disks.SCRATCH, directory)
+    name = disks.find(disk_names.SCRATCH, directory)
     return f"/dev/{name}" if name else ""
 
 

@@ -106,8 +106,8 @@ class CreateContainer(Request, frozen=True, kw_only=True):
     files: copies of the sources of other mounts (by index): what engines prepare for each container
         (/etc/hosts, /etc/hostname, /etc/resolv.conf), and its secrets.
     volumes: those of the config's mounts (by index) that are the sandbox's own, whatever their sources.
-    disks: the name of the VM's disk for each of the config's devices (by index) that is a block device of
-        the host: the serial of a virtio-blk disk, or the `pmem_name` of a virtio-pmem device.
+    disks: the name of the VM's disk (disk_names.py) for each of the config's devices (by index) that is a
+        block device of the host.
     shm_bytes: the size of /dev/shm; 0 where it is not said.
     joins: kinds of namespaces (ipc, uts, pid) that the container shares with the others of its pod, and
         does not get new. What config.json says of paths means nothing in the guest.
@@ -415,11 +415,6 @@ _guest_decoder: msgspec.msgpack.Decoder[GuestMessage] = msgspec.msgpack.Decoder(
 
 class ProtocolViolation(Exception):
     """The peer sent something that is not a message of this protocol."""
-
-
-def pmem_name(address: int) -> str:
-    """What CreateContainer calls a disk that is persistent memory and begins at this address of the VM."""
-    return f"pmem-{address:x}"
 
 
 def encode(message: Message) -> bytes:

@@ -17,7 +17,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from sealrun_protocol import limits
+from sealrun_protocol import disk_names, limits
 
 from sealrun_runtime.errors import InvalidRequest, cause
 from sealrun_runtime.oci_config import DeviceRule, Linux
@@ -46,8 +46,8 @@ class BlockDevice(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def serial(self) -> str:
-        """The disk's in the guest; of at most 18 characters, as numbers have 12 and 20 bits."""
-        return f"block-{self.major}-{self.minor}"
+        """The disk's in the guest."""
+        return disk_names.block(self.major, self.minor)
 
 
 def named(linux: Linux) -> tuple[BlockDevice, ...]:

@@ -55,8 +55,6 @@ class Share:
     tag: str
 
 
-SCRATCH_SERIAL = "scratch"
-"""By which the guest finds its scratch disk."""
 PMEM_STEP = 2 << 20
 """Bytes. The guest maps persistent memory by pages of this size; Cloud Hypervisor takes no other sizes."""
 NO_SCRATCH = -1

@@ -32,7 +32,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from sealrun_protocol import devices as known
-from sealrun_protocol import limits
+from sealrun_protocol import disk_names, limits
 
 from sealrun_agent.container.mounts import SANDBOX, check_absolute
 from sealrun_agent.container.reading import check_for_c, read
@@ -67,7 +67,7 @@ _OWN_SYSCTL: Final = re.compile(
 _NETWORK_SYSCTL: Final = re.compile(r"net(\.[a-z0-9_-]+)+")
 _UNIFIED: Final = re.compile(r"(memory|cpu|pids)\.[a-z_.]+")
 _DEVICE_RULE_TYPES: Final = frozenset({None, "a", "b", "c"})
-_DISK: Final = re.compile(r"block-[0-9]{1,4}-[0-9]{1,7}|pmem-[0-9a-f]{1,16}")
+_DISK: Final = re.compile(disk_names.CONTAINER_S)
 _ANY: Final = (None, -1)
 _DENY: Final = DeviceRule(allow=False, type="a", access="rwm")
 _ACCESS: Final = re.compile(r"[rwm]{0,3}")

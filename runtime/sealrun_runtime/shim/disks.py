@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from sealrun_protocol.messages import pmem_name
+from sealrun_protocol import disk_names
 from sealrun_vmm.driver import Machine
 from sealrun_vmm.errors import HostUnfit as VmmHostUnfit
 from sealrun_vmm.errors import SpecRefused, VmmError
@@ -167,7 +167,7 @@ class Disks:
         if not self._disks[device.serial].pmem_bytes:
             return device.serial
         try:
-            return pmem_name(await self._machine.pmem_address(device.serial))
+            return disk_names.pmem(await self._machine.pmem_address(device.serial))
         except VmmError as error:
             what = f"cannot find the block device {device.major}:{device.minor} in the VM"
             raise VmmFailed(f"{what}: {error}", remedy=error.remedy) from error

@@ -8,6 +8,7 @@ rules are derived from what stands before the last slash.
 import os
 from typing import Any, Final
 
+from sealrun_protocol import disk_names
 from sealrun_protocol.messages import CHANNEL_VSOCK_PORT
 
 from sealrun_vmm import growth
@@ -16,7 +17,6 @@ from sealrun_vmm.errors import SpecRefused
 from sealrun_vmm.spec import (
     NO_NODES,
     NO_SCRATCH,
-    SCRATCH_SERIAL,
     Accelerator,
     Disk,
     Nic,
@@ -77,7 +77,7 @@ def vm_config(spec: VmSpec) -> dict[str, Any]:
         config["balloon"] = {"id": "balloon", "size": 0, "free_page_reporting": True}
     disks = [disk_config(spec, disk) for disk in spec.disks if not disk.pmem_bytes]
     if spec.scratch != NO_SCRATCH:
-        disks.append(_disk(f"/proc/self/fd/{spec.scratch}", SCRATCH_SERIAL, readonly=False))
+        disks.append(_disk(f"/proc/self/fd/{spec.scratch}", disk_names.SCRATCH, readonly=False))
     if disks:
         config["disks"] = disks
     if pmem := [pmem_config(spec, disk) for disk in spec.disks if disk.pmem_bytes]:

@@ -7,13 +7,13 @@ Every choice of devices stands here. The machine type is q35 without its legacy 
 import json
 import os
 
+from sealrun_protocol import disk_names
 from sealrun_protocol.messages import CHANNEL_PORT_NAME
 
 from sealrun_vmm import growth
 from sealrun_vmm.qemu import confidential
 from sealrun_vmm.spec import (
     NO_SCRATCH,
-    SCRATCH_SERIAL,
     Accelerator,
     Disk,
     Nic,
@@ -152,7 +152,7 @@ def _scratch(spec: VmSpec) -> list[str]:
         return []
     file = f"file.driver=file,file.filename=/proc/self/fd/{spec.scratch}"
     node = f"driver=raw,node-name=scratch,{file},cache.no-flush=on,discard=unmap"
-    device = f"virtio-blk-pci,drive=scratch,serial={SCRATCH_SERIAL},werror=report,rerror=report"
+    device = f"virtio-blk-pci,drive=scratch,serial={disk_names.SCRATCH},werror=report,rerror=report"
     return ["-blockdev", node, "-device", f"{device},{_MODERN}"]
 
 
