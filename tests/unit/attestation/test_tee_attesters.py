@@ -140,6 +140,21 @@ def test_by_the_kernel_s_report_interface(tmp_path: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
+def test_a_report_that_somebody_else_asked_for_meanwhile(tmp_path: Path) -> None:
+    directory = tmp_path / "report"
+
+    def quote(data: bytes) -> bytes:
+        (directory / "sealrun/generation").write_bytes(b"1\n")
+        return data
+
+    with (
+        configfs.reports(directory, "sev_guest", quote),
+        pytest.raises(OSError, match="somebody else asked for a report at the same time"),
+    ):
+        tsm.report(bytes(64), str(directory))
+    assert list(directory.iterdir()) == []
+
+
 def test_the_kernel_s_structures_have_their_sizes() -> None:
     """linux/sev-guest.h, linux/tdx-guest.h: the size is part of the request's number."""
     assert snp._REQUEST.size == snp._GET_EXT_REPORT >> 16 & 0x3FFF == 32
