@@ -89,6 +89,12 @@ def test_the_key_is_the_seed_s(vm: Vm, tmp_path: Path) -> None:
     assert keys[0] == keys[1] != key
 
 
+def test_no_key_stays_in_the_tpm(vm: Vm) -> None:
+    """It has room for three."""
+    keys = {vm.attester.evidence(BOUND)["ak_public"] for _ in range(4)}
+    assert len(keys) == 1
+
+
 def test_init_data_goes_into_pcr_8_once(vm: Vm) -> None:
     document = init_data.parse(TEXT)
     vm.attester.bind(document)
