@@ -5,15 +5,16 @@ import stat
 import struct
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fixtures import layers
 from fixtures.layers import Member
+from fixtures.unpacking import chunked, code_of, fill, names
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sealrun_agent.errors import AgentError, PullError, VerifyError
+from sealrun_agent.errors import PullError, VerifyError
 from sealrun_agent.image.layer import unpack
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
@@ -23,25 +24,6 @@ pytestmark = pytest.mark.root
 NET_RAW = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # security.capability, v2
 
 
-def chunked(data: bytes, size: int = 10_000) -> Iterator[bytes]:
-    yield from (data[start : start + size] for start in range(0, len(data), size))
-
-
-def fill(
-    directory: Path, members: Sequence[Member], lowers: Sequence[Path] = (), form: int = 2
-) -> Path:
-    """Unpack the members into a new directory."""
-    directory.mkdir()
-    unpack(
-        chunked(layers.tar(members, form)), str(directory), [str(low) for low in lowers], "layer x"
-    )
-    return directory
-
-
-def names(directory: Path) -> set[str]:
-    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
-
-
 def is_whiteout(path: Path) -> bool:
     status = path.lstat()
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
@@ -49,13 +31,6 @@ def is_whiteout(path: Path) -> bool:
 
 def is_opaque(path: Path) -> bool:
     return "trusted.overlay.opaque" in os.listxattr(path)
-
-
-def code_of(directory: Path, members: Sequence[Member], lowers: Sequence[Path] = ()) -> ErrorCode:
-    with pytest.raises(AgentError) as caught:
-        fill(directory, members, lowers)
-    assert str(caught.value).startswith("layer x")
-    return caught.value.code
 
 
 def test_metadata(tmp_path: Path) -> None:
@@ -148,15 +123,6 @@ def test_a_hard_link_out_of_the_layer(tmp_path: Path) -> None:
     assert secret.stat().st_nlink == 1
 
 
-def test_a_hard_link_to_a_symlink_is_one_to_the_link_itself(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.touch()
-    layer = fill(tmp_path / "l", [layers.symlink("s", str(secret)), layers.link("h", "s")])
-    assert os.readlink(layer / "h") == str(secret)
-    assert (layer / "h").lstat().st_ino == (layer / "s").lstat().st_ino
-    assert secret.stat().st_nlink == 1
-
-
 @pytest.mark.parametrize("target", ["/", "..", "../..", "/tmp", "../outside", "d/../../outside"])
 def test_symlinks_are_followed_in_the_layer_only(target: str, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
@@ -224,39 +190,6 @@ def test_a_symlink_is_replaced_and_not_followed(tmp_path: Path) -> None:
     assert not (layer / "x").is_symlink()
     assert not (layer / "d").is_symlink()
     assert not (tmp_path / "inside").exists()
-
-
-def test_a_name_that_leads_elsewhere_since_it_was_replaced(tmp_path: Path) -> None:
-    """No descriptor of what was there before is used."""
-    layer = fill(
-        tmp_path / "l",
-        [
-            layers.file("d/e/x", b"1"),
-            layers.symlink("d", "new"),
-            layers.directory("new/e"),
-            layers.file("d/e/y", b"2"),
-        ],
-    )
-    assert names(layer) == {"d", "new", "new/e", "new/e/y"}
-
-
-def test_a_link_that_waited_for_its_target_goes_with_its_directory(tmp_path: Path) -> None:
-    link = layers.link("d/l", "in/no/layer")
-    layer = fill(tmp_path / "l", [layers.directory("d"), link, layers.file("d", b"1")])
-    assert names(layer) == {"d"}
-
-
-def test_lower_layers_are_looked_into_when_they_are_complete(tmp_path: Path) -> None:
-    below, layer = tmp_path / "below", tmp_path / "l"
-    below.mkdir()
-    layer.mkdir()
-
-    def complete() -> None:
-        (below / "f").write_bytes(b"1")
-
-    tar = layers.tar([layers.link("l", "f")])
-    unpack(chunked(tar), str(layer), [str(below)], "layer x", complete)
-    assert (layer / "l").read_bytes() == b"1"
 
 
 def test_later_entries_replace_earlier_ones(tmp_path: Path) -> None:
