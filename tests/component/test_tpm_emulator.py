@@ -98,11 +98,11 @@ def test_one_whose_state_is_damaged(place: Path) -> None:
 
 
 def test_one_that_hangs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tpm, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(tpm, "ANSWER_SECONDS", 5.0)
     program = script(place, "echo $$ >pid; echo 'swtpm: I wait' >&2; exec sleep 1000")
     with pytest.raises(LaunchFailed) as caught:
         serve(place, program, lambda _: None)
-    told = "cannot boot the VM: the VM's TPM emulator did not answer within 2 s: swtpm: I wait"
+    told = "cannot boot the VM: the VM's TPM emulator did not answer within 5 s: swtpm: I wait"
     assert str(caught.value) == told
     pid = int((place / "c1/tpm/pid").read_text())
     with pytest.raises(ProcessLookupError):

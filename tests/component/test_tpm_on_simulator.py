@@ -120,13 +120,13 @@ def test_an_emulator_that_fails_at_the_launch(
 ) -> None:
     """Whoever asked reads what it was, and its last words, in time; nothing is left. The shim has three
     questions, the next is the VMM's."""
-    annotations = runtime.annotations | ({"test.tpm-seconds": "2"} if hangs else {})
+    annotations = runtime.annotations | ({"test.tpm-seconds": "5"} if hangs else {})
     bundle = simulated.bundle(tmp_path / "bundle", "true", annotations)
     text = EMULATOR.format(answers=answers, hangs=hangs)
     with emulator(prefix, text) as program:
         created = runtime.create(bundle, "c1")
     assert not created.ok
-    how = "did not answer within 2 s" if hangs else "ended"
+    how = "did not answer within 5 s" if hangs else "ended"
     told = f"cannot boot the VM: the VM's TPM emulator {how}: tpm: all randomness is used up"
     assert told in created.stderr
     assert not (runtime.root / "c1").exists()
