@@ -111,7 +111,7 @@ def _dispatch(arguments: list[str], invocation: Invocation) -> int:
         verb, rest = "help", ["--version"]
     elif parsed.flag("help") or not verb:
         verb, rest = "help", []
-    elif _asks_for_help(rest[:1] if verb == "exec" else rest):
+    elif verb not in UNSUPPORTED and _asks_for_help(rest[:1] if verb == "exec" else rest):
         verb, rest = "help", [verb]
     if verb != "help" and (path := parsed.value("log")):
         _expect_log(path)
