@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fixtures import encryption, layers
 from fixtures.pulling import Puller
-from sealrun_agent.errors import AgentError
+from sealrun_agent.errors import AgentError, VerifyError
 from sealrun_agent.image import retry
 from sealrun_agent.image.pull import Image, ImagePolicy
 from sealrun_protocol import limits
@@ -376,6 +376,19 @@ def test_an_encrypted_layer(puller: Puller, simulator: Simulator) -> None:
     assert puller.keys_asked == 1
     pulled(puller, simulator, sealed(simulator))
     assert puller.keys_asked == 1  # the layer is there, no key is needed
+
+
+def test_a_decrypted_layer_below_another_program(puller: Puller, simulator: Simulator) -> None:
+    """It is here, and its diff_id is no secret: an image that the tenant did not pin does not get it."""
+    pulled(puller, simulator, sealed(simulator))
+    plain = simulator.publish([TAR, OTHER])
+    with pytest.raises(VerifyError, match="do not name its digest") as caught:
+        pulled(puller, simulator, plain, insecure_unpinned_keys=False)
+    assert caught.value.code is ErrorCode.IMAGE_NOT_ALLOWED
+    again = sealed(simulator)
+    with pytest.raises(VerifyError, match="do not name its digest"):
+        pulled(puller, simulator, again, insecure_unpinned_keys=False)
+    pulled(puller, simulator, simulator.publish([OTHER]), insecure_unpinned_keys=False)
 
 
 def _flip(position: int) -> Callable[[bytes], bytes]:

@@ -7,6 +7,7 @@ Rules, in order:
 2. The tenant's allowed images are checked twice: the reference before any traffic, the digests when
    they are known and before anything else is fetched; then its image security policy decides.
 3. An encrypted image is opened only if the tenant named its digest, or a signature that it asked for does.
+   So is one that has a layer which is here because it was decrypted, whatever its manifest calls it.
 4. Layers that are larger than the space there is are not fetched.
 5. Keys are asked for only if the image has an encrypted layer that is not here yet, each once, and
    before layers are fetched: an image that cannot be opened costs no traffic.
@@ -112,7 +113,7 @@ def pull(
             if len(missing) < len(manifest.layers):
                 here = len(manifest.layers) - len(missing)
                 told(Phase.PULL, f"{here} of {len(manifest.layers)} layers are here already", 0, 0)
-            if any(layer.encrypted for layer in manifest.layers):
+            if claim.decrypted or any(layer.encrypted for layer in manifest.layers):
                 check_pinned(policy, wanted, digests, signed=signed)
             resolved(str(wanted), digests[-1])
             layer_keys = _layer_keys(manifest, missing, keys, progress)
@@ -121,7 +122,7 @@ def pull(
                 filling.run(missing, source, connected)
             finally:
                 wipe(key.symkey for key in layer_keys.values())
-            layers = _published(claim)
+            layers = _published(claim, manifest)
     return Image(str(wanted), digests[-1], config, layers)
 
 
@@ -211,9 +212,10 @@ def _layer_keys(
     return {number: opener.layer_key(manifest.layers[number].descriptor) for number in encrypted}
 
 
-def _published(claim: Claim) -> tuple[str, ...]:
+def _published(claim: Claim, manifest: Manifest) -> tuple[str, ...]:
+    encrypted = [number for number, layer in enumerate(manifest.layers) if layer.encrypted]
     try:
-        return claim.publish()
+        return claim.publish(encrypted)
     except OSError as error:
         raise PullError(
             ErrorCode.NO_SPACE, f"cannot publish the image's layers: {error.strerror}"

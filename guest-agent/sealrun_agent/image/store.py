@@ -37,7 +37,11 @@ class Image(NamedTuple):
 class Claim:
     """The layers of one pull. Made by Store.claim; of one thread."""
 
-    def __init__(self, layers: str, staging: str, chain_ids: Sequence[str]) -> None:
+    def __init__(
+        self, layers: str, staging: str, chain_ids: Sequence[str], decrypted: set[str]
+    ) -> None:
+        """decrypted: the directories of layers that hold what came encrypted."""
+        self._decrypted = decrypted
         names = [_file_name(chain_id) for chain_id in chain_ids]
         self._final = [os.path.join(layers, name) for name in names]
         self._staged = [os.path.join(staging, name) for name in names]
@@ -62,9 +66,16 @@ class Claim:
             for final, staged in zip(self._final[:index], self._staged[:index], strict=True)
         ]
 
-    def publish(self) -> tuple[str, ...]:
+    @property
+    def decrypted(self) -> bool:
+        """Whether a layer that is here holds what came encrypted, whatever it is called now."""
+        return not self._decrypted.isdisjoint(self._final)
+
+    def publish(self, encrypted: Sequence[int] = ()) -> tuple[str, ...]:
         """Make all staged layers visible: every check has passed. The layers' directories, lowest
-        first. Raises OSError."""
+        first. encrypted: those that came so. A layer above may have copies of what is in one. Raises
+        OSError."""
+        self._decrypted.update(self._final[min(encrypted, default=len(self._final)) :])
         for final, staged in zip(self._final, self._staged, strict=True):
             if not os.path.isdir(final):
                 os.rename(staged, final)
@@ -87,6 +98,7 @@ class Store:
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._claims = 0
+        self._decrypted: set[str] = set()
 
     @contextmanager
     def claim(self, chain_ids: Sequence[str]) -> Iterator[Claim]:
@@ -106,7 +118,7 @@ class Store:
             except OSError as error:
                 raise self._failed("cannot stage the image's layers", error) from error
             held.callback(self._unstage, name)
-            yield Claim(self._layers, staging, chain_ids)
+            yield Claim(self._layers, staging, chain_ids, self._decrypted)
 
     def _unstage(self, name: str) -> None:
         try:
