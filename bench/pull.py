@@ -52,16 +52,16 @@ from fixtures import registry as registries  # noqa: E402
 SECONDS = 600
 PULL = """
 import sys
-sys.path[:0] = [sys.argv[1]]
-from sealrun_agent.dial import dial_directly
+sys.path[:0] = sys.argv[1:3]
+from fixtures import direct
 from sealrun_agent.image.policy import ImagePolicy
 from sealrun_agent.image.pull import Keys, pull
 from sealrun_agent.image.store import Store
-_, _, reference, key, directory = sys.argv
+reference, key, directory = sys.argv[3:]
 pull(
     reference,
     policy=ImagePolicy((reference.partition("/")[0],), insecure_unpinned_keys=True),
-    dial=dial_directly,
+    dial=direct.dial,
     resolved=lambda *_: None,
     keys=Keys(lambda: [open(key, "rb").read()], lambda uri: b""),
     store=Store(directory),
@@ -120,7 +120,7 @@ def run(commands: Sequence[Sequence[str | Path]]) -> Sample:
 
 def ours(image: Image, directory: Path) -> Sample:
     """The agent's pipeline."""
-    arguments = [ROOT / "guest-agent", image.reference, image.key or "", directory]
+    arguments = [ROOT / "guest-agent", ROOT / "tests", image.reference, image.key or "", directory]
     return run([[sys.executable, "-ISE", "-c", _with_packages(), *arguments]])
 
 

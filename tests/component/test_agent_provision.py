@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # In a mount namespace of its own: what is mounted goes with the process.
 PROGRAM = """
 import os, sys
+from fixtures import direct
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order
-from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AgentError, DialFailed, RunError
 from sealrun_agent.image.store import Store
 from sealrun_agent.policy import Policy
@@ -34,7 +34,7 @@ phases = []
 document = init_data.parse(text.encode()) if text else init_data.ABSENT
 store = Store(directory)
 images = RegistryImages(Policy(document, tee), Choice(directory), lambda: store)
-order = Order("c1", reference, (hint,) if hint else (), dial_directly,
+order = Order("c1", reference, (hint,) if hint else (), direct.dial,
               lambda phase, text, done, total: phases.append(phase.value))
 def fetch(digest):
     phases.append("cache")
@@ -81,7 +81,7 @@ def _prepare(
             *("unshare", "--mount", sys.executable, "-c", PROGRAM),
             *(str(directory / "images"), image, init_data.decode(), hint, tee),
         ],
-        env={"PYTHONPATH": str(ROOT / "guest-agent"), "PATH": os.environ["PATH"]}
+        env={"PYTHONPATH": f"{ROOT}/guest-agent:{ROOT}/tests", "PATH": os.environ["PATH"]}
         | ({"OFFER": ""} if offer else {}),
         capture_output=True,
         text=True,

@@ -118,6 +118,14 @@ def test_without_init_data_nothing_is_extended(vm: Vm) -> None:
     assert vm.pcr(8) == bytes(32)
 
 
+@pytest.mark.parametrize("document", [init_data.ABSENT, init_data.parse(TEXT)])
+def test_what_somebody_else_bound_before_is_refused(vm: Vm, document: init_data.InitData) -> None:
+    TpmAttester(vm.transact).bind(init_data.parse(TEXT + b"\n"))
+    with pytest.raises(AttestError, match="PCR 8") as caught:
+        vm.attester.bind(document)
+    assert caught.value.code is ErrorCode.INIT_DATA_MISMATCH
+
+
 def test_what_was_recorded_is_part_of_the_evidence(vm: Vm) -> None:
     vm.attester.record("sealrun", "InitData", {"digest": "x", "algorithm": "sha256"})
     for _ in range(3):  # what a host repeats is written once

@@ -9,10 +9,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from fixtures import direct
 from fixtures.broker import ALLOW_SAMPLE, DENY_ALL, RunningBroker, running_broker, served
 from sealrun_agent.attestation.kbs import KeyBroker
 from sealrun_agent.attestation.sample import SampleAttester
-from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AttestError, DialFailed
 from sealrun_broker import base64url
 from sealrun_protocol.errors import ErrorCode
@@ -50,7 +50,7 @@ def client() -> Iterator[Client]:
             return clients.enter_context(
                 closing(
                     KeyBroker(
-                        init_data.broker, attester or SampleAttester(), dial_directly, init_data
+                        init_data.broker, attester or SampleAttester(), direct.dial, init_data
                     )
                 )
             )
@@ -124,7 +124,7 @@ def test_a_broker_that_lost_its_sessions_takes_the_token(
         ports = {broker.port: broker.port}
 
         def dial(host: str, port: int) -> socket.socket:
-            return dial_directly(host, ports[port])
+            return direct.dial(host, ports[port])
 
         init_data = parse(broker.init_data())
         assert init_data.broker is not None
@@ -143,7 +143,7 @@ def test_a_broker_that_is_starting_is_waited_for(broker: RunningBroker) -> None:
     def dial(host: str, port: int) -> socket.socket:
         if failures:
             raise failures.pop()
-        return dial_directly(host, port)
+        return direct.dial(host, port)
 
     init_data = parse(broker.init_data())
     assert init_data.broker is not None
@@ -240,7 +240,7 @@ def test_a_certificate_for_another_name(broker: RunningBroker) -> None:
 
     def dial(host: str, port: int) -> socket.socket:
         assert host == "broker.example.com"
-        return dial_directly(broker.host, port)
+        return direct.dial(broker.host, port)
 
     with closing(KeyBroker(init_data.broker, SampleAttester(), dial, init_data)) as kbs:
         error = refused(kbs, "kbs:///default/key/app")

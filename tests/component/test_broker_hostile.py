@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from fixtures import direct
 from sealrun_agent.attestation.kbs import KeyBroker
 from sealrun_agent.attestation.report_data import report_data
 from sealrun_agent.attestation.sample import SampleAttester
-from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AttestError
 from sealrun_protocol import limits
 from sealrun_protocol.errors import ErrorCode
@@ -36,7 +36,7 @@ def client_of(broker: Simulator, patience: float, seconds: float = SECONDS) -> K
     return KeyBroker(
         Broker(broker.url, False, host, int(port), "", ""),
         SampleAttester(),
-        dial_directly,
+        direct.dial,
         ABSENT,
         seconds=seconds,
         patience=patience,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from fixtures import direct
 from fixtures import tpm as tpms
 from fixtures.broker import DENY_ALL, RunningBroker, command, running_broker
 from fixtures.workload import KEY_NAME, KEY_URI, Workload
@@ -18,7 +19,6 @@ from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.attestation.kbs import KeyBroker
 from sealrun_agent.attestation.tpm import TpmAttester
 from sealrun_agent.container.surroundings import Order
-from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AgentError
 from sealrun_agent.image.store import Store
 from sealrun_agent.policy import Policy
@@ -212,7 +212,7 @@ def test_fails_closed(vm: Vm, case: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "c1",
         vm.workload.encrypted,
         (),
-        dial_directly,
+        direct.dial,
         lambda phase, _text, _done, _total: phases.append(phase),
     )
     started = time.monotonic()
@@ -231,7 +231,7 @@ def test_fails_closed(vm: Vm, case: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_right_is_opened(vm: Vm) -> None:
     """Without it nothing of the above would say anything: the same way, and no cause to refuse."""
     document = init_data.parse(vm.document(vm.liar.url))
-    order = Order("c1", vm.workload.encrypted, (), dial_directly, lambda *_: None)
+    order = Order("c1", vm.workload.encrypted, (), direct.dial, lambda *_: None)
     with closing(TenantKeys(order, document, Choice("/nonexistent"))) as keys:
         assert keys.private() == [SECRET]
     assert vm.liar.steps() == ["auth", "attest", "resource"]

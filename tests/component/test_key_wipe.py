@@ -18,9 +18,9 @@ from fixtures.workload import KEY_NAME, KEY_URI, Workload
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
+from fixtures import direct
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.container.surroundings import Order
-from sealrun_agent.dial import dial_directly
 from sealrun_agent.image.store import Store
 from sealrun_agent.policy import Policy
 from sealrun_agent.provision import RegistryImages
@@ -29,7 +29,7 @@ from sealrun_protocol import init_data
 directory, reference, text = sys.argv[1:]
 policy = Policy(init_data.parse(text.encode()))
 images = RegistryImages(policy, Choice("/nonexistent"), lambda: Store(directory))
-rootfs = images.prepare(Order("c1", reference, (), dial_directly, lambda *_: None))
+rootfs = images.prepare(Order("c1", reference, (), direct.dial, lambda *_: None))
 content = open(f"{rootfs.path}/secret", "rb").read()
 print("ready", flush=True)
 sys.stdin.read()
@@ -52,7 +52,7 @@ def agent(tmp_path: Path, workload: Workload) -> Iterator["subprocess.Popen[byte
                 *("unshare", "--mount", sys.executable, "-c", PROGRAM),
                 *(str(tmp_path / "images"), image, text),
             ],
-            env={"PYTHONPATH": str(ROOT / "guest-agent"), "PATH": os.environ["PATH"]},
+            env={"PYTHONPATH": f"{ROOT}/guest-agent:{ROOT}/tests", "PATH": os.environ["PATH"]},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import direct
 from fixtures.broker import LAUNCHER, RunningBroker, command, running_broker
 from sealrun_agent.attestation import sealed_secret
 from sealrun_agent.attestation.choice import Choice
-from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import AttestError
 from sealrun_agent.jose import decode, encode
 from sealrun_agent.vault import Vault
@@ -62,7 +62,7 @@ def tenant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
 @pytest.fixture
 def vault(tenant: Tenant) -> Iterator[Vault]:
     document = init_data.parse(tenant.broker.init_data())
-    with closing(Vault(document, Choice("/nonexistent"), dial_directly)) as opened:
+    with closing(Vault(document, Choice("/nonexistent"), direct.dial)) as opened:
         yield opened
 
 
@@ -223,7 +223,7 @@ def test_what_the_broker_does_not_give(
 
 
 def test_without_a_broker() -> None:
-    vault = Vault(init_data.ABSENT, Choice("/nonexistent"), dial_directly)
+    vault = Vault(init_data.ABSENT, Choice("/nonexistent"), direct.dial)
     text = b"sealed." + encode(b'{"alg":"ES256","kid":"kbs:///a/b/c"}').encode() + b".e30."
     error = refused(vault, text + encode(bytes(64)).encode())
     assert error.code is ErrorCode.BROKER_NOT_CONFIGURED

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from fixtures import direct
 from fixtures import tpm as tpms
 from fixtures.broker import RunningBroker, running_broker
 from sealrun_agent.attestation.choice import Choice
 from sealrun_agent.attestation.tpm import TpmAttester
-from sealrun_agent.dial import dial_directly
 from sealrun_agent.errors import BootError, DialFailed
 from sealrun_agent.vault import Vault
 from sealrun_agent.workload_api import WorkloadApi
@@ -90,7 +90,7 @@ def make(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> Ite
             choice = Choice("/nonexistent")
             choice._found = TpmAttester(one_at_a_time, "/nonexistent")
             document = init_data.parse(broker.init_data(sample=False))
-            vault = Vault(document._replace(text=b""), choice, dial_directly)
+            vault = Vault(document._replace(text=b""), choice, direct.dial)
             stack.callback(vault.close)
             return Api(broker, vault, features)
 
@@ -275,7 +275,7 @@ def test_a_broker_that_cannot_be_reached(make: Make) -> None:
     answer = api.ask("GET", "/cdh/resource/default/key/app")
     assert answer.status == 502
     assert b"endpoint-refused" in answer.body
-    api.vault._dial = dial_directly
+    api.vault._dial = direct.dial
     assert api.ask("GET", "/cdh/resource/default/key/app").status == 200
 
 

@@ -69,19 +69,20 @@ class TpmAttester(Attester):
         }
 
     def bind(self, init_data: InitData) -> None:
-        """Extend PCR 8, which nobody may have touched before."""
-        if not init_data.text:
-            return
-        if init_data.algorithm != "sha256":
+        """Extend PCR 8, which nobody may have touched before; where there is no init-data it stays so."""
+        if init_data.text and init_data.algorithm != "sha256":
             raise AttestError(
                 ErrorCode.INIT_DATA_INVALID,
                 f"the init-data: algorithm is {init_data.algorithm}; a TPM takes sha256",
             )
-        if self._pcrs()[INIT_DATA_PCR] != _UNTOUCHED:
-            raise mismatch(self.tee, f"PCR {INIT_DATA_PCR}")
-        self._extend(INIT_DATA_PCR, init_data.digest)
-        expected = hashlib.sha256(_UNTOUCHED + init_data.digest).digest()
-        if self._pcrs()[INIT_DATA_PCR] != expected:
+        self._expect(_UNTOUCHED)
+        if init_data.text:
+            self._extend(INIT_DATA_PCR, init_data.digest)
+            self._expect(hashlib.sha256(_UNTOUCHED + init_data.digest).digest())
+
+    def _expect(self, value: bytes) -> None:
+        """Raises AttestError."""
+        if self._pcrs()[INIT_DATA_PCR] != value:
             raise mismatch(self.tee, f"PCR {INIT_DATA_PCR}")
 
     def extend(self, digest: bytes) -> None:
