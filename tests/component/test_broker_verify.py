@@ -112,7 +112,7 @@ def test_other_report_data_and_init_data(case: Case, tmp_path: Path) -> None:
 
 
 def test_a_policy_that_does_not_accept_the_version(case: Case) -> None:
-    (case.directory / "policy.toml").write_text("")
+    (case.directory / "policy.toml").write_text("[evidence]\n")
     status, found, _ = case.run()
     assert status == 1
     assert "the policy does not accept reports of version 2" in found["reasons"][0]

@@ -115,8 +115,11 @@ def test_it_fills_up_before_the_start(host: Host, disk: Disk) -> None:
 @pytest.mark.parametrize("ending", ["exit", "kill", "vmm", "shim", "delete"])
 def test_it_fills_up_while_the_program_runs(host: Host, disk: Disk, ending: str) -> None:
     """However it ends then, it ends: the exit code is the stand-in's to tell."""
-    host.create(host.bundle("trap 'exit 42' TERM; while :; do sleep 0.1; done"))
+    host.create(host.bundle("trap 'exit 42' TERM; touch /ready; while :; do sleep 0.1; done"))
     host.start()
+    wait_until(
+        lambda: host.runtime("exec", host.id, "test", "-e", "/ready").ok, "it heeds no signal yet"
+    )
     disk.fill()
     if ending == "exit":
         assert host.runtime("kill", host.id, "TERM").ok
