@@ -272,9 +272,7 @@ class _Attempt:
                 error.phase = self._phase or "boot"
             raise
         except HostError as error:
-            words = shim_process.last_words(self._shim)
-            text = f"{error.text}: {words}" if words else error.text
-            raise HostError(text, remedy=error.remedy) from error
+            raise shim_process.explained(error, self._shim) from error
         connection.close()
 
     def _tell(self, phase: str, text: str) -> None:

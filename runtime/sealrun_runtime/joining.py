@@ -117,10 +117,7 @@ def _ask(place: Directory, directory: Directory, listener: int) -> None:
         while connection.receive() is not None:
             pass
     except HostError as error:
-        words = shim_process.last_words(place)
-        raise HostError(
-            f"{error.text}: {words}" if words else error.text, remedy=error.remedy
-        ) from error
+        raise shim_process.explained(error, place) from error
     finally:
         connection.close()
 

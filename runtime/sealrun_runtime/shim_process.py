@@ -55,7 +55,13 @@ def spawn(directory: Directory, listener: socket.socket) -> None:
         raise HostError(f"cannot start the shim: {failure.decode()}")
 
 
-def last_words(directory: Directory) -> str:
+def explained(error: HostError, directory: Directory) -> HostError:
+    """The error of asking a shim, with what the shim said last."""
+    words = _last_words(directory)
+    return HostError(f"{error.text}: {words}" if words else error.text, remedy=error.remedy)
+
+
+def _last_words(directory: Directory) -> str:
     """What is to be said of a shim that ended without an answer: the last line of its log, where that
     is not just about what goes on."""
     lines = directory.read(SHIM_LOG).decode("utf-8", "replace").strip().splitlines()
